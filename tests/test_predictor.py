@@ -287,7 +287,7 @@ def test_a_single_text_is_a_batch_of_one(tokenizer):
     assert filler.fill_mask("a [MASK]") == filler.fill_mask(("a [MASK]",))
     with pytest.raises(UserError, match="for each text; got the str 'a mat'"):
         chooser.choose(["the cat", "the mat"], choices)
-    with pytest.raises(UserError, match="got a list of texts, and the str 'a mat', which is one"):
+    with pytest.raises(UserError, match="got a list of texts, and one text as a str: 'a mat'"):
         classifier.classify(["the cat"], "a mat")
     with pytest.raises(UserError, match=r"texts must be a str or a list of str; got the shape"):
         classifier.classify("the cat", ["a mat"])

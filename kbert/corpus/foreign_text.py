@@ -18,7 +18,7 @@ _WORD = re.compile(rb"\d+(?:\t[^\t]+){9}")  # a word of CoNLL-U: a number and ni
 def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
     """Raises UserError if a file starts with a tag, subtitles, CoNLL-U or numbered sentences.
 
-    `lines` are its first lines, stripped, without empty ones.
+    `lines` are its first nonempty lines, without surrounding spaces.
     """
     first, begin = lines[0] if lines else b"", lines[:FIRST_LINES]
     if _TAG.fullmatch(first):

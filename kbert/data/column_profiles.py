@@ -37,7 +37,7 @@ class Profile:
         counts: number of occurrences of each text.
         distinct: number of different texts.
         is_string: whether all values are strings or None.
-        has_lists: whether a value is a list.
+        has_lists: whether any value is a list.
         has_objects: whether a value is a dict, or a list that contains a dict or a list.
     """
 

@@ -258,8 +258,8 @@ def outputs_in_new_process(
 
     Returns:
         The outputs of `serving_default` of the last SavedModel, a dict of arrays. If it has the
-        signatures in `kbert.serving.signatures.INTERNAL`, the list has a second dict with the
-        outputs of the three steps by which kbert's server computes the same.
+        signatures in `kbert.serving.signatures.INTERNAL`, a second dict follows: the outputs of
+        the three steps in which kbert's server computes the same.
 
     Raises:
         UserError: the process failed; the message contains the end of its output.

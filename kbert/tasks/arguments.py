@@ -28,8 +28,8 @@ def as_batch(*columns: Any) -> list[list[Any] | None]:
     for column in filter(lambda column: column is not None, columns):
         if isinstance(column, str):
             raise UserError(
-                f"all arguments must have the same number of texts; got a list of texts, and the "
-                f"str {column[:60]!r}, which is one text."
+                f"all arguments must have the same number of texts; got a list of texts, and one "
+                f"text as a str: {column[:60]!r}."
             )
         elements = column if isinstance(column, Iterable) else [column]
         for element in elements:

@@ -169,7 +169,7 @@ class Task(abc.ABC):
         """Creates the task from the content of `task.json`.
 
         Args:
-            settings: dict of `max_seq_length` and of the `task_specific_settings` in `task.json`.
+            settings: dict with `max_seq_length` and the `task_specific_settings` of `task.json`.
             tokenizer: BertTokenizer of the model.
             config: BertConfig of the model.
         """

@@ -64,8 +64,8 @@ def unsupported_reason(folder: pathlib.Path) -> str | None:
 def conversion_advice(folder: pathlib.Path, name: str | os.PathLike[str]) -> str:
     """Returns advice with a command that converts a pickle to safetensors.
 
-    The command loads the class that the folder's `config.json` names, with transformers, or the
-    whole model with sentence-transformers.
+    The command loads either the whole model with sentence-transformers, or with transformers the
+    class that the folder's `config.json` names.
 
     Args:
         folder: local folder with the JSON files of the model.
