@@ -77,7 +77,9 @@ class Demo:
         spec, texts = _read(request)
         _, servable = self._service.models.find(spec)
         if not servable.metadata:
-            raise invalid(f"model {spec.name!r} was not exported by kbert, so it has no attention weights.")
+            raise invalid(
+                f"model {spec.name!r} was not exported by kbert, so it has no attention weights."
+            )
         if is_quantized(servable.metadata):
             raise invalid(
                 f"model {spec.name!r} has int8 weights; attention needs a float32 export of the "

@@ -146,7 +146,7 @@ class Workload(abc.ABC):
         """Raises UserError if the metric in the settings cannot select the best weights."""
 
     def evaluation(self) -> tuple[dict[str, float], float] | None:
-        """Returns metrics on held-out data and the value to maximize; None if there is no such data."""
+        """Returns metrics on held-out data and the value to maximize; None if there is none."""
         return None
 
     @abc.abstractmethod
