@@ -1,6 +1,7 @@
 """TensorFlow Serving's gRPC API: PredictionService, ModelService and gRPC's health service."""
 
 import asyncio
+import contextlib
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -11,8 +12,10 @@ from tensorflow_serving.apis import (
     get_model_status_pb2,
     inference_pb2,
     model_management_pb2,
+    model_service_pb2,
     model_service_pb2_grpc,
     predict_pb2,
+    prediction_service_pb2,
     prediction_service_pb2_grpc,
     regression_pb2,
 )
@@ -211,6 +214,20 @@ class _SslConfiguration:
         return None if self._certificates.pem() == self._sent else self.current()
 
 
+def _enable_reflection(server):
+    """Lets clients list the services and their messages, if grpcio-reflection is installed."""
+    with contextlib.suppress(ImportError):
+        from grpc_reflection.v1alpha import reflection
+
+        modules = health_pb2, model_service_pb2, prediction_service_pb2
+        services = [
+            service.full_name
+            for module in modules
+            for service in module.DESCRIPTOR.services_by_name.values()
+        ]
+        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
+
+
 class GrpcServer:
     """The gRPC server. port: once it is bound."""
 
@@ -221,7 +238,8 @@ class GrpcServer:
     ) -> None:
         self._server = grpc.aio.server(
             interceptors=[_Answering(Gate(metrics, config.max_concurrent_requests), keys)],
-            # health.Watch calls stay open while a client is connected and are not counted.
+            # Calls of health.Watch and of reflection stay open as long as a client wants, and are
+            # not counted.
             maximum_concurrent_rpcs=2 * config.max_concurrent_requests,
             options=[
                 ("grpc.max_receive_message_length", config.max_request_bytes),
@@ -239,6 +257,8 @@ class GrpcServer:
         servicer = Servicer(service, config.reload_allowed)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, self._server)
+        if not keys:  # `_Answering` checks only the keys of TensorFlow Serving's methods
+            _enable_reflection(self._server)
         self._reservation: asyncio.Server | None = None
 
     async def bind(self, host: str, port: int, certificates: Certificates | None = None) -> None:
