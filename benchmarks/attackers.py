@@ -2,10 +2,11 @@
 
     python -m benchmarks.attackers PORT TEXTS_FILE SECONDS KIND [KIND ...]
 
-It is a process of its own, with a thread and a plain socket for each attacker, and sends prepared
-bytes: an attacker costs the machine under test little more than one on another machine would. An
-attacker waits at most two seconds for a response, and then disconnects. `benchmarks.load_test`
-starts it.
+It is a process of its own, with a thread and a plain socket (or a channel) for each attacker, and
+sends prepared bytes: an attacker costs the machine under test little more than one on another
+machine would. An attacker waits at most two seconds for a response, and then disconnects (by gRPC,
+it cancels the call). `benchmarks.load_test` starts it. PORT is the REST port, or the gRPC port if
+all kinds begin with "grpc_". The program prints a line when the attack begins.
 """
 
 import collections
@@ -16,6 +17,9 @@ import socket
 import sys
 import threading
 import time
+
+import grpc
+import numpy as np
 
 MAX_BYTES = 4 << 20  # default of --max_request_bytes
 PATIENCE_S = 2
@@ -53,6 +57,39 @@ def requests(texts):
     }
 
 
+def grpc_requests(texts):
+    """Returns a dict of kind -> (path of a method, bytes of a message). texts: list of str."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import classification_pb2, predict_pb2
+
+    def predict(name, tensor, signature="serving_default"):
+        message = predict_pb2.PredictRequest(inputs={name: tensor})
+        message.model_spec.name, message.model_spec.signature_name = "bert", signature
+        return "/tensorflow.serving.PredictionService/Predict", message.SerializeToString()
+
+    words = " ".join(texts).split()
+    rows = [" ".join(words[k : k + 126]) for k in range(2000)]
+    long = [" ".join(words * 1000)[: 10**6]] * 3
+    count = (MAX_BYTES - 1000) // 4  # int32
+    numbers = tf.make_tensor_proto(np.ones((1, count), np.int32))
+    expanded = tf.make_tensor_proto(1, tf.int32, (1, count))  # one value for the whole shape
+    classify = classification_pb2.ClassificationRequest()
+    classify.model_spec.name, classify.model_spec.signature_name = "bert", "classify"
+    example = tf.train.Example()
+    example.features.feature["text"].bytes_list.value.append(b"a")
+    classify.input.example_list.examples.extend([example] * 131_072)
+    return {
+        "grpc_many": predict("text", tf.make_tensor_proto(rows)),
+        "grpc_long": predict("text", tf.make_tensor_proto(long)),
+        "grpc_numbers": predict("input_ids", numbers, "from_ids"),
+        "grpc_expanded": predict("input_ids", expanded, "from_ids"),
+        "grpc_examples": (
+            "/tensorflow.serving.PredictionService/Classify",
+            classify.SerializeToString(),
+        ),
+    }
+
+
 def send(connection, data):
     """Sends a request and reads its response; returns its status."""
     connection.sendall(data)
@@ -79,13 +116,31 @@ def attack(port, data, end, counts):
                 time.sleep(0.01 * (status != "200"))
 
 
+def attack_by_grpc(port, prepared, end, counts):
+    """Does the same by gRPC. prepared: (path of the method, bytes of the message)."""
+    method, data = prepared
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(method)
+        while time.monotonic() < end:
+            try:
+                call(data, timeout=PATIENCE_S)
+                counts["OK"] += 1
+            except grpc.RpcError as error:
+                counts[error.code().name] += 1
+                time.sleep(0.01)
+
+
 def main():
     """Runs an attacker for each kind; prints the counts of the statuses as JSON."""
     port, path, seconds, *kinds = sys.argv[1:]
-    prepared = requests(json.loads(pathlib.Path(path).read_text()))
+    by_grpc = kinds[0].startswith("grpc_")
+    texts = json.loads(pathlib.Path(path).read_text())
+    prepared = grpc_requests(texts) if by_grpc else requests(texts)
+    print("attacking", flush=True)
     end, counts = time.monotonic() + float(seconds), collections.Counter()
     arguments = [(int(port), prepared[kind], end, counts) for kind in kinds]
-    threads = [threading.Thread(target=attack, args=some) for some in arguments]
+    target = attack_by_grpc if by_grpc else attack
+    threads = [threading.Thread(target=target, args=some) for some in arguments]
     for thread in threads:
         thread.start()
     for thread in threads:

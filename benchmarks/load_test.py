@@ -55,6 +55,10 @@ ATTACKS = {  # name -> kind of each attacker; see `benchmarks.attackers`
     "262,143 empty lists": ["lists"] * 4,
     "300,000 objects": ["objects"] * 4,
     "131,072 tf.Examples": ["examples"] * 4,
+    "gRPC: 2,000 texts, or three of 1 MB": ["grpc_many", "grpc_long"] * 2,
+    "gRPC: a million numbers": ["grpc_numbers"] * 4,
+    "gRPC: one number, repeated a million times": ["grpc_expanded"] * 4,
+    "gRPC: 131,072 tf.Examples": ["grpc_examples"] * 4,
 }
 # Bytes that are not valid requests.
 NOT_REQUESTS = (
@@ -201,9 +205,11 @@ def attack(server, path, seconds):
     yield f"| (none) | {quiet[0]:.0f} ms | {quiet[1]:.0f} ms | 1.0 | | |"
     for name, kinds in [*ATTACKS.items()][: 1 if FLAGS.quick else None]:
         test, begin = LoadTest(server, texts), 1.0
-        command = [sys.executable, "-m", "benchmarks.attackers", str(server.ports[1]), str(path)]
+        port = server.ports[0 if kinds[0].startswith("grpc_") else 1]
+        command = [sys.executable, "-m", "benchmarks.attackers", str(port), str(path)]
         command += [str(seconds + begin), *kinds]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as attackers:
+            attackers.stdout.readline()  # they have prepared their requests
             time.sleep(begin)  # they are busy
             p50, p99 = asyncio.run(test.run(seconds, CLIENTS))
             counts = json.loads(attackers.stdout.read())
