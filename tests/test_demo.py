@@ -180,7 +180,7 @@ def test_long_texts_are_cut(server):
         ({"model": "pair", "text": "a", "layer": 1}, 400, "and text_pair; got 'layer'."),
         ({"model": "pair", "text": "a", "version": 8}, 404, "model 'pair' has no version 8."),
         ({"model": "x\n", "text": "a"}, 404, "there is no model 'x\\n'; available: pair"),
-        ({"model": "other", "text": "a"}, 400, "model 'other' is not an export of kbert"),
+        ({"model": "other", "text": "a"}, 400, "model 'other' was not exported by kbert, so it"),
         ({"model": "pair", "text": " "}, 400, "text is empty: got ' '."),
         ({"model": "pair", "text": "a", "text_pair": ""}, 400, "text_pair is empty: got ''."),
         ({"model": "pair", "text": "a" * 200_000}, 413, "larger than 100,000 bytes"),

@@ -42,6 +42,7 @@ NOT_RUN = [
     ("docs/serving.md", "python3.11 -m venv tfx", "TFX's environment; tests/test_tfx.py makes one"),
     ("docs/serving.md", "lib=newer/", "TFX's environment; tests/test_tfx.py makes one"),
     ("docs/weights.md", 'model = kbert.BertForMaskedLM.from_pretrained("google', "the hub"),
+    ("docs/weights.md", "import kbert\n\npredictor = kbert.Predictor.from_pre", "the hub"),
 ]
 
 # What is appended to the arguments of a `python`: the first pattern that fits.

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import resource
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -227,11 +228,23 @@ def _read_manifest(folder):
     except (OSError, ValueError, RecursionError) as error:
         raise damaged_error(path, str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise UserError(f"{path} does not have the format {_FORMAT!r}. Prepare the text again.")
+        raise _format_error(path, manifest)
     for name in _MEMBERS:
         if name not in manifest:
             raise damaged_error(path, f"it lacks {name!r}")
     return data, manifest
+
+
+def _format_error(path, manifest):
+    format = manifest.get("format") if isinstance(manifest, dict) else None
+    known, newest = _FORMAT.rsplit(" ", 1)
+    number = re.fullmatch(rf"{known} ([0-9]{{1,9}})", format) if isinstance(format, str) else None
+    if number and int(number[1]) > int(newest):
+        return UserError(
+            f"{path} has the format {format!r}, but this version of kbert reads {_FORMAT!r}. "
+            "Install a newer kbert."
+        )
+    return UserError(f"{path} does not have the format {_FORMAT!r}. Prepare the text again.")
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:
