@@ -232,7 +232,7 @@ def test_the_end_waits_for_answers_to_leave():
         loop, open_wide = asyncio.get_running_loop(), asyncio.Event()
 
         async def pass_on(source, target, gate=None):
-            # Streams of asyncio would drop what they have read when a write fails.
+            # Sockets, because asyncio's streams drop received data when a write fails.
             with contextlib.suppress(OSError):
                 while data := await loop.sock_recv(source, 1 << 16):
                     if gate:
