@@ -49,7 +49,7 @@ CORPUS = "n1\nq\n\nN1 \np2\nP1\nn2\nn3\ns\nn1\n"
 
 @pytest.fixture
 def mined(tmp_path, monkeypatch):
-    """Function: the rows of a file with negatives, and what was printed."""
+    """Returns a function that mines a file; it returns the rows and the output."""
     monkeypatch.setattr(mining, "Predictor", FakePredictor)
     monkeypatch.setitem(ANGLES, "P1", 20)
     monkeypatch.setitem(ANGLES, "N1", 11)

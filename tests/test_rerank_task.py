@@ -184,7 +184,7 @@ def root(tmp_path_factory):
 
 
 def test_a_group_has_the_logits_of_its_pairs(root):
-    """Shorter pairs are padded; without a head of kbert, the method is that of a classifier."""
+    """Shorter pairs are padded; a model without a head of kbert is used as a classifier."""
     predictor = Predictor.from_pretrained(root / "bert", backend="keras")
     texts = ["flowers by scent", "ships", "the ships sail at night"]
     task = predictor.task("rerank")

@@ -136,7 +136,7 @@ def _lines(path):
 def without_equal_texts(
     rows: Iterable[dict[str, Any]], excluded: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Returns the rows whose `text` equals neither an excluded text nor that of an earlier row.
+    """Removes rows with an excluded text, and rows that repeat the text of an earlier row.
 
     Texts that differ only in case and spaces are equal.
     """

@@ -235,8 +235,8 @@ class MineConfig(ColumnConfig):
     )
     margin: float | None = common(
         None,
-        "take only texts whose similarity is lower than that of the positive by this much or more; "
-        "default: any similarity",
+        "the minimum by which a negative must be less similar to the query than the positive is; "
+        "default: no minimum",
         at_least=0,
     )
     batch_size: int = setting(32, "texts per batch", at_least=1)
