@@ -3,4 +3,4 @@
 
 def log(line: str) -> None:
     """Prints a line and flushes it, so that it appears immediately even in a pipe."""
-    print(line, flush=True)
+    print(f"{line}\n", end="", flush=True)  # one write: lines of different threads do not mix
