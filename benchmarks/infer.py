@@ -23,7 +23,7 @@ from benchmarks.measurement import Row
 from benchmarks.report import NAMES
 
 MODELS = {"base": model_of(12, 768), "minilm": model_of(6, 384, heads=12)}
-TINY = model_of(2, 128)
+TINY = model_of(1, 64)
 BF16 = "mixed_bfloat16"
 # name: (model, length of each text or "mixed" or "sorted", precision)
 ROWS = {

@@ -27,7 +27,7 @@ from benchmarks.measurement import Row
 
 BASE, SMALL = model_of(12, 768), model_of(4, 512)
 MINILM = model_of(6, 384, heads=12)
-TINY = model_of(2, 128)
+TINY = model_of(1, 64)
 # name: (model, B, L, M, precision)
 PRETRAINING = {
     "base-128": (BASE, 16, 128, 20, "mixed_bfloat16"),

@@ -71,7 +71,7 @@ def mined(tmp_path, monkeypatch):
 @pytest.mark.parametrize("queries", [1, 1 << 14])
 def test_the_nearest_texts_that_are_no_positives(queries, mined, monkeypatch):
     """Equal texts count once, whatever their case and spaces; the query is no candidate."""
-    monkeypatch.setattr(mining, "_QUERIES", queries)
+    monkeypatch.setattr(mining, "_QUERIES_PER_PASS", queries)
     rows, lines = mined(num_negatives=2)
     assert rows == [
         ("q", "p1", "n1", "n2"),
@@ -111,7 +111,7 @@ def test_ranks_and_margins(settings, expected, mined):
 def test_negatives_of_the_file_are_replaced(mined):
     pairs = "query\tpositive\tnegative\nq\tp1\tr\n"
     rows, lines = mined(pairs, num_negatives=1)
-    assert rows == [("q", "p1", "p2")] and any("are replaced" in line for line in lines)
+    assert rows == [("q", "p1", "p2")] and any("are ignored" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,10 @@ def test_negatives_of_the_file_are_replaced(mined):
     [
         ({"pairs": "query\ttext\tlabel\nq\tp1\t0\n"}, r"has pairs with a score, but kbert.mine"),
         ({"pairs": "query\tpositive\nq\tq\n"}, r"pairs\.tsv has single texts, but kbert.mine nee"),
-        ({"num_negatives": 9}, r"none of the 3 pairs has 9 negatives\. Use a larger --corpus_file"),
+        (
+            {"num_negatives": 9},
+            r"no pair of .* has at least 9 negatives\. Use a larger --corpus_file",
+        ),
         ({"num_negatives": 3, "top_k": 4, "skip_top": 2}, r"--top_k must be at least .*, 5; got 4"),
         ({"margin": -1.0}, r"margin must be >= 0; got -1\.0"),
         ({"corpus_file": "a.tsv", "corpus": None}, r"--corpus_file must be a \.txt file with one"),

@@ -76,12 +76,12 @@ def test_files(text, columns, expected, tmp_path):
         ("query\tanswers\nq\ta\n", r"no two columns named anchor/positive"),
         (
             "query\ttext\tlabel\nq\ta\t1\nq\tb\t4.5\n",
-            r"line 3: the label must be from 0 to 1; got 4\.5\. Divide the labels of the file",
+            r"line 3: the label must be from 0 to 1; got 4\.5\. Scale the labels of the file",
         ),
         ("query\ttext\tlabel\nq\ta\tyes\n", r"line 2: the label must be a number; got 'yes'"),
         (
             "query\tpositive\tneg_1\tneg_2\nq\ta\tb\ta\n",
-            r"line 2: negative 2 is the same text as the second text",
+            r"line 2: negative 2 is the same text as the positive",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_examples_of_a_split_must_be_alike():
         ChoiceExample("a.tsv, line 2", "q", ("a", "b"), 0),
         ChoiceExample("b.tsv, line 2", "q", ("a", "b", "c"), 0),
     ]
-    with pytest.raises(UserError, match=r"^b.tsv, line 2: .* same number of negatives, .* a.tsv"):
+    with pytest.raises(UserError, match=r"^b.tsv, line 2: .* same number of negatives; .* a.tsv"):
         Reranking(None).encode(some)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import socket
 import types
@@ -319,8 +320,8 @@ def test_a_server_for_other_machines_has_any_name():
 
 def test_the_program_flushes_its_lines(monkeypatch):
     """A supervisor that waits for "ready" reads from a pipe or a file."""
-    flushed = []
-    monkeypatch.setattr("builtins.print", lambda line, flush=False: flushed.append((line, flush)))
+    flushed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(flushed)))
     monkeypatch.setattr(os, "_exit", lambda status: None)
     monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "2")  # `main` sets it otherwise
     monkeypatch.setattr(kbert.serve, "start_log", lambda: None)
@@ -330,4 +331,4 @@ def test_the_program_flushes_its_lines(monkeypatch):
 
     monkeypatch.setattr(kbert.server.main, "serve", serve)
     kbert.serve.main(ServeConfig(model_base_path="models"))
-    assert flushed == [("ready", True)]
+    assert flushed.getvalue() == b"ready\n"

@@ -181,6 +181,7 @@ def frozen(handle, trainable):
     return kbert.hub.BertLayer(handle, trainable=False)
 
 
+@pytest.mark.slow
 def test_the_pair_learns_in_tf_keras(pair):
     hub = pytest.importorskip("tensorflow_hub")
     tf_keras = pytest.importorskip("tf_keras")

@@ -19,15 +19,16 @@ from kbert.tasks.examples import read_split
 from kbert.utils import atomic
 from kbert.utils.input_files import encoding_note, read_byte_lines
 
-_QUERIES = 1 << 14  # queries to search for at once, whose nearest texts are in memory
+_QUERIES_PER_PASS = 1 << 14  # limits the memory for their nearest texts
 
 
 def mine(config: MineConfig, report: Callable[[str], object] = print) -> None:
     """Writes pairs of texts with hard negatives, as JSON lines.
 
-    The negatives of a query are its nearest texts, best first, without itself and its positives.
-    Texts that differ only in case and spaces count as the same text. Pairs with too few negatives
-    are omitted. The corpus is read and embedded once for every 16,384 distinct queries, in parts.
+    The negatives of a pair are the texts nearest to the query, nearest first, that `skip_top`,
+    `top_k` and `margin` allow. The query and its positives are excluded. Texts that differ only in
+    case and spaces count as the same text. Pairs with too few negatives are omitted. The corpus is
+    read and embedded once for every 16,384 distinct queries, in parts.
 
     Args:
         config: settings of the program.
@@ -52,9 +53,9 @@ def mine(config: MineConfig, report: Callable[[str], object] = print) -> None:
             written += 1
         if not written:
             raise UserError(
-                f"none of the {count_text(pairs, 'pair')} has {config.num_negatives} negatives. "
-                f"Use a larger --corpus_file, increase --top_k, or decrease --num_negatives, "
-                f"--margin or --skip_top."
+                f"no pair of {config.pairs_file} has at least "
+                f"{count_text(config.num_negatives, 'negative')}. Use a larger --corpus_file, "
+                f"increase --top_k, or decrease --num_negatives, --margin or --skip_top."
             )
     if written < pairs:
         report(
@@ -78,7 +79,9 @@ def _read_positives(config, report):
             f"{config.pairs_file} has single texts, but kbert.mine needs pairs of similar texts."
         )
     if len(examples[0].texts) > 2:
-        report(f"note: the negatives of {config.pairs_file} are replaced")
+        report(
+            f"note: the negatives in {config.pairs_file} are ignored; the output has only new ones"
+        )
     positives = collections.defaultdict(dict)
     for example in examples:
         positives[example.texts[0]][example.texts[1]] = None
@@ -91,7 +94,7 @@ def _mined_rows(
     """Yields a row of the output for each pair with enough negatives."""
     top_k = config.top_k + max(map(len, positives.values())) + 1  # more: the excluded texts
     distinct = iter(positives)
-    while queries := list(itertools.islice(distinct, _QUERIES)):
+    while queries := list(itertools.islice(distinct, _QUERIES_PER_PASS)):
         pairs = [(query, text) for query in queries for text in positives[query]]
         limits = _similarity_limits(config, predictor, pairs)
         nearest = predictor.search(queries, _corpus(config, positives), top_k)

@@ -229,9 +229,13 @@ class MineConfig(ColumnConfig):
         None, "texts to search in, one per line (.txt); default: the positives of --pairs_file"
     )
     num_negatives: int = common(3, "negatives of each pair", at_least=1)
-    top_k: int = common(100, "take the negatives from this many nearest texts", at_least=1)
+    top_k: int = common(
+        100,
+        "number of nearest texts to choose negatives from, with those of --skip_top",
+        at_least=1,
+    )
     skip_top: int = common(
-        0, "do not take the nearest texts, this many, which may be relevant", at_least=0
+        0, "number of nearest texts to skip, because they may be relevant", at_least=0
     )
     margin: float | None = common(
         None,

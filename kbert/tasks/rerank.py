@@ -96,7 +96,7 @@ class Reranking(Regression):
             if not 0 <= example.label <= 1:
                 raise UserError(
                     f"{example.where}: the label must be from 0 to 1; got {example.label:g}. "
-                    f"Divide the labels of the file by their maximum, or use --task=regress."
+                    f"Scale the labels of the file to 0 to 1, or use --task=regress."
                 )
         return examples
 
@@ -134,10 +134,10 @@ class Reranking(Regression):
     ) -> Encoded:
         first = examples[0]
         for example in examples:
-            if _count(example) != _count(first):
+            if _num_choices(example) != _num_choices(first):
                 raise UserError(
-                    f"{example.where}: all examples of a split must have the same number of "
-                    f"negatives, or a label instead, as {first.where} does."
+                    f"{example.where}: the examples of a split must all have a label, or all "
+                    f"have the same number of negatives; this one differs from {first.where}."
                 )
         if isinstance(first, ChoiceExample):
             return Encoded(encode_choices(self.tokenizer, examples, self.max_seq_length))
@@ -147,8 +147,8 @@ class Reranking(Regression):
         logits = outputs["logits"][..., 0]
         if logits.shape.rank == 2:  # (B, C), for C texts per query
             return losses.choice_losses(logits, labels)
-        right = tf.cast((logits > 0) == (labels > 0.5), tf.float32)
-        return tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits), right
+        correct = tf.cast((logits > 0) == (labels > 0.5), tf.float32)
+        return tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits), correct
 
     def soft_losses(
         self, outputs: TensorDict, teacher_outputs: TensorDict, temperature: float
@@ -198,13 +198,13 @@ def _parse_example(columns: "Columns", where: str, record: "Record") -> "Example
     query, text, *negatives = parsed.texts
     if text in negatives:
         number = negatives.index(text) + 1
-        raise BadExample(f"negative {number} is the same text as the second text")
+        raise BadExample(f"negative {number} is the same text as the positive")
     if columns.choices:
         return ChoiceExample(where, query, (text, *negatives), 0)
     return TextExample(where, query, text, parsed.label)
 
 
-def _count(example):
+def _num_choices(example):
     """Returns the number of texts of a query; 0 for a pair."""
     return len(getattr(example, "choices", ()))
 

@@ -62,6 +62,7 @@ def budget(settings, monkeypatch):
     return settings
 
 
+@pytest.mark.slow
 def test_a_run_of_a_time_is_the_run_of_its_steps(budget, whole, tmp_path, monkeypatch, capsys):
     """Timing leaves no trace, and the number of steps is kept when the run resumes."""
     run, config = tmp_path / "run", PretrainConfig(**budget, time_budget="12.9s")
