@@ -56,8 +56,9 @@ def norm(layer: keras.layers.LayerNormalization, x: keras.KerasTensor) -> keras.
 
 def gelu(x: keras.KerasTensor, approximate: bool) -> keras.KerasTensor:
     """Computes GELU with the tanh approximation or the exact error function."""
-    if _form.get() == "plain" and not approximate:
-        return 0.5 * x * (1 + ops.erf(x / math.sqrt(2)))
+    if _form.get() and not approximate:
+        # ops.gelu uses Erfc, which tf2onnx does not convert and Grappler does not fuse.
+        return 0.5 * x * (1 + ops.erf(x * math.sqrt(0.5)))
     return ops.gelu(x, approximate)
 
 
