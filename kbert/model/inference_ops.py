@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 if keras.backend.backend() == "tensorflow":
-    from kbert.model.fused_tf import constant_dense, constant_norm
+    from kbert.model.fused_tf import constant_dense, constant_norm, constant_scores
 
 _form = contextvars.ContextVar("form", default=None)  # None, "constant" or "plain"
 
@@ -60,6 +60,13 @@ def gelu(x: keras.KerasTensor, approximate: bool) -> keras.KerasTensor:
         # ops.gelu uses Erfc, which tf2onnx does not convert and Grappler does not fuse.
         return 0.5 * x * (1 + ops.erf(x * math.sqrt(0.5)))
     return ops.gelu(x, approximate)
+
+
+def attention_scores(query: keras.KerasTensor, key: keras.KerasTensor) -> keras.KerasTensor:
+    """Computes the products of (B, H, P, K) and (B, H, L, K), which are (B, H, P, L)."""
+    if _form.get() == "constant":
+        return constant_scores(query, key)
+    return ops.matmul(query, ops.swapaxes(key, -1, -2))
 
 
 def softmax(scores: keras.KerasTensor) -> keras.KerasTensor:
