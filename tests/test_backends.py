@@ -221,7 +221,8 @@ def test_the_graph_of_tensorflow_is_constant_and_fused(dtype):
     expected = model(features)["last_hidden_state"]
     atol = 1e-5 if dtype == "float32" else 0.1  # a few roundings to 8 bits of values near 2
     np.testing.assert_allclose(*(np.float32(x) for x in (found, expected)), atol=atol)
-    computed = {node.op for part in log.partition_graphs for node in part.node}
+    nodes = [node for part in log.partition_graphs for node in part.node]
+    computed = {node.op for node in nodes}
     if (
         not any("Mkl" in kind for kind in computed)
         or dtype not in f"{fast_precision('CPU')} float32"

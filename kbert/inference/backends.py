@@ -138,13 +138,16 @@ def frozen_graph(
     Returns:
         The arguments and the results of the function, two dicts of symbolic tensors of the graph.
     """
-    graph, weights = tf.Graph(), []
+    graph, scope = tf.Graph(), keras.StatelessScope()
     for weight in model.weights:
         is_matrix = len(weight.shape) > 1 and weight.name != "embeddings"
         array = tf.cast(weight.value, dtype if is_matrix else "float32").numpy()
         with graph.as_default():
-            weights.append((weight, tf.constant(array)))
-    with graph.as_default(), keras.StatelessScope(weights):
+            # Not an argument of StatelessScope, which would cast a bfloat16 constant to the float32
+            # of the weight. Grappler does not fold the casts, so oneDNN would not know that its
+            # operand is constant, and would not reorder it for AMX.
+            scope.state_mapping[id(weight)] = tf.constant(array)
+    with graph.as_default(), scope:
         inputs = {
             name: tf.compat.v1.placeholder(array.dtype, [None] * array.ndim, name)
             for name, array in features.items()
