@@ -27,10 +27,10 @@ def test_stored_corpus_is_read():
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ("kbert corpus 2", r"has the format 'kbert corpus 2', .* reads 'kbert corpus 1'. Install"),
-        ("kbert corpus 0", r"does not have the format 'kbert corpus 1'. Prepare"),
-        ("kbert corpus x", r"does not have the format 'kbert corpus 1'. Prepare"),
-        (2, r"does not have the format 'kbert corpus 1'. Prepare"),
+        ("kbert corpus 2", r"a newer kbert .* reads 'kbert corpus 1'\). Install a newer kbert"),
+        ("kbert corpus 0", r"has the format 'kbert corpus 0'; .* Prepare"),
+        ("kbert corpus x", r"has the format 'kbert corpus x'; .* Prepare"),
+        (2, r"has the format 2; .* reads 'kbert corpus 1'. Prepare"),
     ],
 )
 def test_corpus_of_another_format_is_refused(tmp_path, found, message):
