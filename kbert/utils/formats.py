@@ -176,25 +176,25 @@ def with_format(name: str, values: Mapping[str, typing.Any]) -> dict[str, typing
     return {"format": FILE_FORMATS[name][0], **values}
 
 
-def check_format(path: str | os.PathLike[str], found: object) -> None:
+def check_format(path: str | os.PathLike[str], format: object) -> None:
     """Raises UserError if a file in `FILE_FORMATS` has another format than this version reads.
 
     Args:
         path: the file.
-        found: its `format`; None, if it has none, means 1.
+        format: its `format`; None, if it has none, means 1.
     """
     known, remedy = FILE_FORMATS[os.path.basename(path)]
-    found = 1 if found is None and known == 1 else found
-    if type(found) is not type(known) or found != known:
+    format = 1 if format is None and known == 1 else format
+    if type(format) is not type(known) or format != known:
         kind, number = re.fullmatch(r"(.*?)([0-9]+)", str(known)).groups()
-        match = re.fullmatch(f"{kind}([0-9]{{1,9}})", str(found))
-        if type(found) is type(known) and match and int(match[1]) > int(number):
+        match = re.fullmatch(f"{kind}([0-9]{{1,9}})", str(format))
+        if type(format) is type(known) and match and int(match[1]) > int(number):
             raise UserError(
-                f"{path} was written by a newer kbert (format {found!r}; this version reads "
+                f"{path} was written by a newer kbert (format {format!r}; this version reads "
                 f"{known!r}). Install a newer kbert: pip install --upgrade kbert"
             )
         raise UserError(
-            f"{path} has the format {short_repr(found)}; this version of kbert reads {known!r}. "
+            f"{path} has the format {short_repr(format)}; this version of kbert reads {known!r}. "
             f"{remedy}"
         )
 

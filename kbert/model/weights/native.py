@@ -76,8 +76,8 @@ def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
     with file:
         with _readable(path):
             if os.path.basename(path) == WEIGHTS_FILE:
-                found = file.attrs.get("format")
-                check_format(path, found.tolist() if hasattr(found, "tolist") else found)
+                format = file.attrs.get("format")
+                check_format(path, format.tolist() if hasattr(format, "tolist") else format)
             file.visititems(visit)
         check_size(path, [path], claimed)
         yield Tensors(shapes, read)
