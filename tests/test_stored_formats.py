@@ -85,7 +85,7 @@ def test_stored_pretrained_weights_are_read():
 # Few of them by default: building a model takes a second.
 @pytest.mark.parametrize(
     "task",
-    ["tag", "qa", "embed", *slow("classify", "pair", "regress", "multilabel", "choice", "rerank")],
+    ["qa", "embed", *slow("classify", "tag", "pair", "regress", "multilabel", "choice", "rerank")],
 )
 def test_stored_tasks_are_read(task):
     assert_close(write.predictions(task), EXPECTED[task])

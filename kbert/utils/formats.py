@@ -191,7 +191,7 @@ def check_format(path: str | os.PathLike[str], format: object) -> None:
         if type(format) is type(known) and match and int(match[1]) > int(number):
             raise UserError(
                 f"{path} was written by a newer kbert (format {format!r}; this version reads "
-                f"{known!r}). Install a newer kbert: pip install --upgrade kbert"
+                f"{known!r}). Install a newer kbert."
             )
         raise UserError(
             f"{path} has the format {short_repr(format)}; this version of kbert reads {known!r}. "
