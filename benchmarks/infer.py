@@ -99,9 +99,14 @@ def save_model(model, folder):
     import kbert
     from kbert.tokenizer.vocab import SPECIAL_TOKENS
 
-    # Larger weights than the default initialization, so that the texts get different scores.
+    # Larger weights than the default initialization, so that the texts get different scores; and no
+    # vector of zeros or ones, whose ops TensorFlow would omit.
     config = kbert.BertConfig(**model, initializer_range=0.05)
     classifier = kbert.BertForSequenceClassification(config)
+    generator = np.random.default_rng(0)
+    for weight in classifier.weights:
+        if len(weight.shape) == 1:
+            weight.assign_add(generator.normal(scale=0.02, size=weight.shape))
     words = [f"w{number}" for number in range(len(SPECIAL_TOKENS), config.vocab_size)]
     tokenizer = kbert.BertTokenizer([*SPECIAL_TOKENS, *words])
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Engines: the numbers of the model, whoever computes them; what OpenVINO's cache holds."""
 
 import concurrent.futures
+import re
 import shutil
 
 import keras
@@ -17,6 +18,7 @@ from kbert.inference.batch_runner import BatchRunner
 from kbert.model.inference_ops import constant_weights
 from kbert.settings import PredictConfig
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.train.distribution import fast_precision
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "un", "##want", "##ed", ".", ","]
 TEXTS = ["the cat sat.", "a dog", "the unwanted dog ran on the mat, the cat sat on a dog."] * 2
@@ -201,14 +203,13 @@ def test_batches(monkeypatch):
     assert forward([]) == []
 
 
-def test_the_graph_of_tensorflow_is_constant_and_fused():
-    model = model_of("BertModel")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_graph_of_tensorflow_is_constant_and_fused(dtype):
+    model = model_of("BertModel", dtype=f"mixed_{dtype}".replace("mixed_float32", "float32"))
     features = {n: np.ones((3, 5), np.int32) for n in ("input_ids", "attention_mask")}
-    for weight in model.weights:  # without zeros, which would be folded away
-        weight.assign(weight + np.random.default_rng(0).normal(size=weight.shape) * 0.1)
     with constant_weights():
         inputs, outputs = backends.frozen_graph(
-            lambda features: {"x": model(features)["last_hidden_state"]}, features, model, "float32"
+            lambda features: {"x": model(features)["last_hidden_state"]}, features, model, dtype
         )
     graph = inputs["input_ids"].graph
     kinds = {operation.type for operation in graph.get_operations()}
@@ -216,11 +217,22 @@ def test_the_graph_of_tensorflow_is_constant_and_fused():
     log = tf.compat.v1.RunMetadata()
     options = tf.compat.v1.RunOptions(output_partition_graphs=True)
     feed = {inputs[name]: features[name] for name in inputs}
-    found = tf.compat.v1.Session(graph=graph).run(outputs, feed, options, log)
-    np.testing.assert_allclose(found["x"], model(features)["last_hidden_state"], atol=1e-5)
-    computed = {node.op for part in log.partition_graphs for node in part.node}
-    assert any("FusedMatMul" in kind for kind in computed)
-    assert not computed & {"Erf", "Erfc", "SquaredDifference", "FusedBatchNormV3"}
+    found = backends.inference_session(graph).run(outputs, feed, options, log)["x"]
+    expected = model(features)["last_hidden_state"]
+    atol = 1e-5 if dtype == "float32" else 0.1  # a few roundings to 8 bits of values near 2
+    np.testing.assert_allclose(*(np.float32(x) for x in (found, expected)), atol=atol)
+    nodes = [node for part in log.partition_graphs for node in part.node]
+    computed = {node.op for node in nodes}
+    if (
+        not any("Mkl" in kind for kind in computed)
+        or dtype not in f"{fast_precision('CPU')} float32"
+    ):
+        pytest.skip("oneDNN does not compute this dtype on this CPU")
+    # One op for dense and GELU, one for scores, scale and mask, and one for LayerNorm.
+    assert {"_MklNativeFusedMatMul", "_MklFusedBatchMatMulV2", "_MklLayerNorm"} <= computed
+    assert not [
+        kind for kind in computed if re.search("Erf|(?<!Fused)MatMul$|BatchNorm|BiasAdd", kind)
+    ]
 
 
 def test_names_of_engines():

@@ -138,13 +138,16 @@ def frozen_graph(
     Returns:
         The arguments and the results of the function, two dicts of symbolic tensors of the graph.
     """
-    graph, weights = tf.Graph(), []
+    graph, scope = tf.Graph(), keras.StatelessScope()
     for weight in model.weights:
         is_matrix = len(weight.shape) > 1 and weight.name != "embeddings"
         array = tf.cast(weight.value, dtype if is_matrix else "float32").numpy()
         with graph.as_default():
-            weights.append((weight, tf.constant(array)))
-    with graph.as_default(), keras.StatelessScope(weights):
+            # Not an argument of StatelessScope, which would cast a bfloat16 constant to the float32
+            # of the weight. Grappler does not fold the casts, so oneDNN would not know that its
+            # operand is constant, and would not reorder it for AMX.
+            scope.state_mapping[id(weight)] = tf.constant(array)
+    with graph.as_default(), scope:
         inputs = {
             name: tf.compat.v1.placeholder(array.dtype, [None] * array.ndim, name)
             for name, array in features.items()
@@ -152,19 +155,26 @@ def frozen_graph(
         return inputs, {name: tf.identity(x) for name, x in function(inputs).items()}
 
 
+def inference_session(graph: tf.Graph) -> tf.compat.v1.Session:
+    """Returns a Session that fuses ops, for a graph in which weights are constants."""
+    config = tf.compat.v1.ConfigProto()
+    rewrites = config.graph_options.rewrite_options
+    # Each Grappler pass copies the weights, so disable those that do not make the graph faster.
+    for name in _DISABLED_PASSES:
+        setattr(rewrites, name, rewrites.OFF)
+    rewrites.memory_optimization = rewrites.NO_MEM_OPT
+    rewrites.meta_optimizer_iterations = rewrites.ONE
+    # The default infers no shapes from those of the inputs, and some ops are fused only by shape.
+    rewrites.remapping = rewrites.AGGRESSIVE
+    return tf.compat.v1.Session(graph=graph, config=config)
+
+
 def _tensorflow(function, features, model):
     if on_gpu():
         return keras_backend(function, features, jit=True)
     with constant_weights():
         inputs, outputs = frozen_graph(function, features, model, model.compute_dtype)
-    # Each Grappler pass copies the weights, so disable those that do not make the graph faster.
-    config = tf.compat.v1.ConfigProto()
-    rewrites = config.graph_options.rewrite_options
-    for name in _DISABLED_PASSES:
-        setattr(rewrites, name, rewrites.OFF)
-    rewrites.memory_optimization = rewrites.NO_MEM_OPT
-    rewrites.meta_optimizer_iterations = rewrites.ONE
-    session = tf.compat.v1.Session(graph=inputs["input_ids"].graph, config=config)
+    session = inference_session(inputs["input_ids"].graph)
 
     def compute(features):
         return session.run(outputs, {inputs[name]: features[name] for name in inputs})

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from kbert.config import BertConfig
-from kbert.model import fused
+from kbert.model import fused, inference_ops
 
 _skipping = contextvars.ContextVar("skip_initialization", default=False)
 
@@ -194,7 +194,7 @@ class SelfAttention(ConfiguredLayer):
         rows = x if query_inputs is None else query_inputs
         query = fused.dense_heads(self.query, rows, H, training)
         key, value = (fused.dense_heads(d, x, H, training) for d in (self.key, self.value))
-        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, H, P, L)
+        scores = inference_ops.attention_scores(query, key)  # (B, H, P, L)
         weights = fused.attention_weights(scores, bias, scale, self.weights_dropout, training)
         context = ops.matmul(weights, value)  # (B, H, P, K)
         if self.head_mask is not None:

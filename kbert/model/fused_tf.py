@@ -99,3 +99,8 @@ def constant_norm(norm: keras.layers.LayerNormalization, x: tf.Tensor) -> tf.Ten
     )[0]
     gamma, beta = tf.cast(norm.gamma, x.dtype), tf.cast(norm.beta, x.dtype)
     return tf.reshape(normalized, tf.shape(x)) * gamma + beta
+
+
+def constant_scores(query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Computes query @ key^T without a separate transpose, which Grappler would keep."""
+    return tf.matmul(query, key, transpose_b=True)

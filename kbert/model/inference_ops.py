@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 if keras.backend.backend() == "tensorflow":
-    from kbert.model.fused_tf import constant_dense, constant_norm
+    from kbert.model.fused_tf import constant_dense, constant_norm, constant_scores
 
 _form = contextvars.ContextVar("form", default=None)  # None, "constant" or "plain"
 
@@ -56,9 +56,17 @@ def norm(layer: keras.layers.LayerNormalization, x: keras.KerasTensor) -> keras.
 
 def gelu(x: keras.KerasTensor, approximate: bool) -> keras.KerasTensor:
     """Computes GELU with the tanh approximation or the exact error function."""
-    if _form.get() == "plain" and not approximate:
-        return 0.5 * x * (1 + ops.erf(x / math.sqrt(2)))
+    if _form.get() and not approximate:
+        # ops.gelu uses Erfc, which tf2onnx does not convert and Grappler does not fuse.
+        return 0.5 * x * (1 + ops.erf(x * math.sqrt(0.5)))
     return ops.gelu(x, approximate)
+
+
+def attention_scores(query: keras.KerasTensor, key: keras.KerasTensor) -> keras.KerasTensor:
+    """Computes the products of (B, H, P, K) and (B, H, L, K), which are (B, H, P, L)."""
+    if _form.get() == "constant":
+        return constant_scores(query, key)
+    return ops.matmul(query, ops.swapaxes(key, -1, -2))
 
 
 def softmax(scores: keras.KerasTensor) -> keras.KerasTensor:
