@@ -95,7 +95,8 @@ def test_a_checkpoint_of_another_version_is_neither_taken_nor_passed_over(tmp_pa
     checkpoints = saved(tmp_path, [1, 2])
     (checkpoints.path(2) / "state.json").write_text('{"format": 4}')
     with pytest.raises(
-        UserError, match=r"step_00000002 has format 4, but this version.*reads 3. Use the"
+        UserError,
+        match=r"step_00000002/state.json was written by a newer kbert .format 4; .*reads 3",
     ):
         checkpoints.newest(print)
 

@@ -169,7 +169,9 @@ def test_folders_that_are_no_corpus(tmp_path):
         with pytest.raises(UserError, match=r"corpus.json is damaged"):
             Corpus(tmp_path)
     (tmp_path / "corpus.json").write_text('{"format": "other"}')
-    with pytest.raises(UserError, match=r"does not have the format 'kbert corpus 1'"):
+    with pytest.raises(
+        UserError, match=r"has the format 'other'; this version .* 'kbert corpus 1'"
+    ):
         Corpus(tmp_path)
 
 

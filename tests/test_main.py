@@ -1,10 +1,12 @@
 """`python -m kbert` and the command `kbert`; installing from a clone."""
 
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -125,14 +127,38 @@ def clone(tmp_path):
     return folder
 
 
+def built(clone, build, target):
+    """Builds a wheel or an sdist of a clone into a folder; returns its path."""
+    script = f"import setuptools.build_meta as build; print(build.{build}({str(target)!r}))"
+    command = [sys.executable, "-c", script]
+    environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
+    done = subprocess.run(
+        command, cwd=clone, capture_output=True, text=True, timeout=600, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return target / done.stdout.split()[-1]
+
+
 def unpacked(clone, build, target):
     """Builds a wheel of a clone, and unpacks it into a folder."""
-    script = f"import setuptools.build_meta as build; build.{build}('..')"
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = clone.parent.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(target)
+    zipfile.ZipFile(built(clone, build, clone.parent)).extractall(target)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git lists the files")
+def test_an_sdist_holds_all_files_and_gives_the_same_wheel(tmp_path):
+    clone, other = tmp_path / "clone", tmp_path / "unpacked"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    names = listed.splitlines()
+    for name in names:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, clone / name, follow_symlinks=False)
+    with tarfile.open(built(clone, "build_sdist", tmp_path)) as archive:
+        archive.extractall(other, filter="data")
+    (other,) = other.iterdir()
+    assert len(names) > 600 and all((other / name).exists() for name in names)
+    wheels = [built(folder, "build_wheel", folder.parent) for folder in (clone, other)]
+    assert wheels[0].read_bytes() == wheels[1].read_bytes()
 
 
 def test_a_wheel_holds_configs_and_export(clone, tmp_path):

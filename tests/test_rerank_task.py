@@ -18,6 +18,7 @@ from kbert.serving.comparison import read_labeled
 from kbert.settings import DistillConfig, EvaluateConfig, FinetuneConfig, PredictConfig
 from kbert.tasks import metrics
 from kbert.tasks.labels import label_conflicts
+from kbert.tasks.registry import read_task_settings
 from kbert.tasks.rerank import Reranking
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import distill, finetune
@@ -236,7 +237,11 @@ def test_a_run(root, tmp_path):
     best = tmp_path / "run/finetuning/best"
     folder = ModelFolder(best)
     assert (folder.format, folder.config.num_labels) == ("hf", 1)
-    assert folder.task_settings == {"task": "rerank", "max_seq_length": 16, "takes_pairs": True}
+    assert read_task_settings(folder) == {
+        "task": "rerank",
+        "max_seq_length": 16,
+        "takes_pairs": True,
+    }
     again = evaluate(EvaluateConfig(model=str(best), eval_file=file), lambda line: None)
     assert again == pytest.approx(results["eval"])
     pairs = EvaluateConfig(model=str(best), eval_file=str(root / "pairs.tsv"))

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import pathlib
-import re
 import resource
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +21,12 @@ from kbert.corpus.remote_cache import fetch
 from kbert.corpus.shards import PARTS, Shard, damaged_error, open_shard
 from kbert.errors import UserError
 from kbert.utils import atomic, storage
-from kbert.utils.formats import sha256_of
+from kbert.utils.formats import check_format, sha256_of, with_format
 
 if typing.TYPE_CHECKING:
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 MANIFEST = "corpus.json"
-_FORMAT = "kbert corpus 1"
 _MEMBERS = ("sha256", "vocab_size", "vocab_fingerprint", "lower_case", "shards")
 
 
@@ -47,7 +45,6 @@ def write_manifest(
     others = sorted(path for path in folder.iterdir() if path.suffix[1:] not in PARTS)
     totals = {part: sum(shard["counts"][part] for shard in shards) for part in PARTS}
     manifest = {
-        "format": _FORMAT,
         "sha256": {path.name: sha256_of(path) for path in others},
         "documents": totals["documents"],
         "sentences": totals["sentences"],
@@ -58,6 +55,7 @@ def write_manifest(
         **extra,
         "shards": shards,
     }
+    manifest = with_format(MANIFEST, manifest)
     atomic.write_json(folder / MANIFEST, manifest, indent=1, ensure_ascii=False)
     return manifest
 
@@ -227,24 +225,11 @@ def _read_manifest(folder):
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise damaged_error(path, str(error)) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise _format_error(path, manifest)
+    check_format(path, manifest.get("format") if isinstance(manifest, dict) else None)
     for name in _MEMBERS:
         if name not in manifest:
             raise damaged_error(path, f"it lacks {name!r}")
     return data, manifest
-
-
-def _format_error(path, manifest):
-    format = manifest.get("format") if isinstance(manifest, dict) else None
-    known, newest = _FORMAT.rsplit(" ", 1)
-    number = re.fullmatch(rf"{known} ([0-9]{{1,9}})", format) if isinstance(format, str) else None
-    if number and int(number[1]) > int(newest):
-        return UserError(
-            f"{path} has the format {format!r}, but this version of kbert reads {_FORMAT!r}. "
-            "Install a newer kbert."
-        )
-    return UserError(f"{path} does not have the format {_FORMAT!r}. Prepare the text again.")
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:

@@ -18,7 +18,7 @@ import tensorflow as tf
 import kbert
 from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
-from kbert.model.folder import TASK_FILE, ModelFolder
+from kbert.model.folder import ModelFolder
 from kbert.model.models import BertModel
 from kbert.serving.endpoints import FillMask, endpoints
 from kbert.serving.signatures import signatures
@@ -26,7 +26,13 @@ from kbert.settings import TextLimits
 from kbert.tasks import registry
 from kbert.tasks.arguments import check_length
 from kbert.utils import atomic
-from kbert.utils.formats import EXPORT_FILE, export_checksum, read_export, sha256_of
+from kbert.utils.formats import (
+    EXPORT_FILE,
+    export_checksum,
+    read_export,
+    sha256_of,
+    with_format,
+)
 
 if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
@@ -204,6 +210,7 @@ def save_endpoint(
         "weights": [names.get(id(variable)) for variable in endpoint.model.variables],
         "files": {name: sha256_of(folder / name) for name in _own_files(folder)},
     }
+    metadata = with_format(EXPORT_FILE, metadata)
     metadata["checksum"] = export_checksum(metadata)
     atomic.write_json(extra / EXPORT_FILE, metadata)
     return functions
@@ -221,7 +228,7 @@ def save_settings(endpoint: "Endpoint", folder: pathlib.Path) -> None:
     endpoint.model.config.save(folder / "config.json")
     endpoint.tokenizer.save_pretrained(folder)
     if endpoint.predictor.settings:
-        atomic.write_json(folder / TASK_FILE, endpoint.predictor.settings)
+        registry.save_task_settings(folder, endpoint.predictor.settings)
 
 
 _LOAD_SCRIPT = """

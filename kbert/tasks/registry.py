@@ -6,7 +6,7 @@ import importlib.metadata
 import inspect
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kbert.errors import UserError
@@ -23,6 +23,7 @@ from kbert.tasks.rerank import Reranking
 from kbert.tasks.tag import Tagging
 from kbert.tasks.task import BOOL, Task, int_at_least, setting_check
 from kbert.utils import atomic
+from kbert.utils.formats import check_format, with_format
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -209,7 +210,7 @@ def with_task_defaults(config: "FinetuneConfig") -> "FinetuneConfig":
 def write_task_settings(
     folder: str | os.PathLike[str], task: Task, takes_pairs: bool = False
 ) -> None:
-    """Writes `task.json`, which `read_task_settings` reads, to a model folder.
+    """Writes the settings of a task to a model folder; see `save_task_settings`.
 
     Args:
         folder: path of an existing folder.
@@ -223,24 +224,31 @@ def write_task_settings(
         key: getattr(task, key)
         for key in (*task.task_specific_settings, *task.task_specific_fields())
     }
-    atomic.write_json(pathlib.Path(folder) / TASK_FILE, settings)
+    save_task_settings(folder, settings)
+
+
+def save_task_settings(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """Writes `task.json`, which `read_task_settings` reads, to an existing folder."""
+    atomic.write_json(pathlib.Path(folder) / TASK_FILE, with_format(TASK_FILE, settings))
 
 
 def read_task_settings(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Returns the content of `task.json` in a folder (path or ModelFolder); None if it is absent.
+    """Returns the settings in `task.json` of a folder (path or ModelFolder); None if it is absent.
 
     Raises:
-        UserError: the folder does not exist, or `task.json` is invalid.
+        UserError: the folder does not exist, or `task.json` is invalid or of a newer kbert.
     """
     folder = ModelFolder.of(folder)
     path = folder.path / TASK_FILE
     try:
         settings = folder.task_settings
-        if settings is None:
-            return None
-        known = isinstance(settings["task"], str) and "max_seq_length" in settings
-    except (UserError, KeyError, TypeError):
-        known = False
+    except UserError:
+        settings = {}
+    if settings is None:
+        return None
+    check_format(path, settings.get("format"))
+    settings = {name: value for name, value in settings.items() if name != "format"}
+    known = isinstance(settings.get("task"), str) and "max_seq_length" in settings
     if not known or settings["task"] not in tasks():
         hint = " If it is your own task, pass its module as --task_module." if known else ""
         raise UserError(

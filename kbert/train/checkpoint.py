@@ -15,13 +15,13 @@ import numpy as np
 
 from kbert.errors import UserError
 from kbert.utils import atomic
-from kbert.utils.formats import sha256_of
+from kbert.utils.formats import check_format, sha256_of, with_format
 
 if TYPE_CHECKING:
     import keras
 
 OPTIMIZER_FILE = "optimizer.h5"
-STATE_FILE, _FORMAT = "state.json", 3
+STATE_FILE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -68,7 +68,7 @@ class Checkpoints:
         with atomic.folder(self.path(step), name, f": it resumes from {before}") as scratch:
             write(scratch)
             files = {path.name: sha256_of(path) for path in sorted(scratch.iterdir())}
-            state = {"format": _FORMAT, "step": step, **state, "files": files}
+            state = with_format(STATE_FILE, {"step": step, **state, "files": files})
             state["checksum"] = _checksum(state)
             atomic.write_json(scratch / STATE_FILE, state, indent=1)
         self.last_good = self.path(step)
@@ -134,11 +134,8 @@ def verified_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         checksum = state.pop("checksum", None)
         whole = checksum == _checksum(state)
         # If the checksum is wrong, the format number may be the damaged part.
-        if state["format"] != _FORMAT and (whole or checksum is None):
-            raise UserError(
-                f"checkpoint {path} has format {state['format']}, but this version of kbert reads "
-                f"{_FORMAT}. Use the version that wrote it, or another --output_dir."
-            )
+        if whole or checksum is None:
+            check_format(path / STATE_FILE, state["format"])
         if not whole:
             raise ValueError(f"the checksum of {STATE_FILE} differs")
         for name, expected in state["files"].items():

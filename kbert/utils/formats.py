@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 
 from kbert.errors import UserError
+from kbert.fields import short_repr
 from kbert.utils import foreign_weights
 
 FORMATS = {
@@ -26,6 +27,16 @@ WEIGHTS_FILES = {
 }
 # Written by kbert.export into assets.extra of a SavedModel; kbert also reads such folders.
 EXPORT_FILE = "kbert.json"
+# The format of each file that only kbert reads, its member or attribute `format`, and what to do
+# about another format. With a higher number, earlier versions of kbert ask for a newer one; later
+# versions must read all lower numbers since version 0.1.0.
+FILE_FORMATS = {
+    "corpus.json": ("kbert corpus 1", "Prepare the text again."),
+    "state.json": (3, "Use the version that wrote it, or another --output_dir."),
+    "weights.h5": (1, "Use another copy of the folder."),
+    "task.json": (1, "Fix or remove it."),
+    EXPORT_FILE: (1, "Export the model again."),
+}
 _EXPORT_MEMBERS = ("method", "inputs", "max_seq_length", "padded", "token_outputs", "pad_id")
 _EXPORT_MEMBERS += ("batch_timeout_ms", "limits", "weights", "files", "checksum")
 _HF_HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
@@ -160,6 +171,34 @@ def require_keys(
     return [values[name] for name in names]
 
 
+def with_format(name: str, values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """Returns the members of a file in `FILE_FORMATS`, preceded by its `format`."""
+    return {"format": FILE_FORMATS[name][0], **values}
+
+
+def check_format(path: str | os.PathLike[str], format: object) -> None:
+    """Raises UserError if a file in `FILE_FORMATS` has another format than this version reads.
+
+    Args:
+        path: the file.
+        format: its `format`; None, if it has none, means 1.
+    """
+    known, remedy = FILE_FORMATS[os.path.basename(path)]
+    format = 1 if format is None and known == 1 else format
+    if type(format) is not type(known) or format != known:
+        kind, number = re.fullmatch(r"(.*?)([0-9]+)", str(known)).groups()
+        match = re.fullmatch(f"{kind}([0-9]{{1,9}})", str(format))
+        if type(format) is type(known) and match and int(match[1]) > int(number):
+            raise UserError(
+                f"{path} was written by a newer kbert (format {format!r}; this version reads "
+                f"{known!r}). Install a newer kbert."
+            )
+        raise UserError(
+            f"{path} has the format {short_repr(format)}; this version of kbert reads {known!r}. "
+            f"{remedy}"
+        )
+
+
 def export_checksum(metadata: Mapping[str, object]) -> str:
     """Returns the hexadecimal SHA-256 of the metadata in `kbert.json`, without `checksum`."""
     rest = {name: value for name, value in metadata.items() if name != "checksum"}
@@ -201,6 +240,7 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
     """
     path = pathlib.Path(folder) / EXPORT_FILE
     metadata = read_json(path)
+    check_format(path, metadata.get("format"))
     require_keys(metadata, _EXPORT_MEMBERS, path)
     if metadata["checksum"] != export_checksum(metadata):
         raise UserError(f"{path} is damaged: its checksum differs. Export the model again.")

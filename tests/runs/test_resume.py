@@ -189,7 +189,7 @@ def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
     path.mkdir(parents=True)
     (path / "state.json").write_text('{"format": 1}')
     with pytest.raises(
-        UserError, match=r"step_00000012 has format 1, but this version of kbert reads 3"
+        UserError, match=r"state.json has the format 1; this version of kbert reads 3. Use"
     ):
         pretrain(PretrainConfig(**settings), tmp_path / "run")
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import types
 from collections.abc import Collection, Iterator, Mapping
 
 import h5py
@@ -19,7 +20,7 @@ from kbert.model.weights.tensors import (
     check_size,
     weight_shapes,
 )
-from kbert.utils.formats import check_not_pointer
+from kbert.utils.formats import check_format, check_not_pointer, with_format
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
 
@@ -27,8 +28,8 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
 @contextlib.contextmanager
 def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
     """See `kbert.model.weights`."""
-    config = BertConfig.from_file(folder / CONFIG_FILE)
     with read_arrays(folder / WEIGHTS_FILE) as tensors:
+        config = BertConfig.from_file(folder / CONFIG_FILE)
         yield dataclasses.asdict(config), tensors, external_weights
 
 
@@ -40,7 +41,7 @@ def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[st
 def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
     """Writes the config and the weights; returns no notes, as this format supports all models."""
     config.save(pathlib.Path(folder) / CONFIG_FILE)
-    write_arrays(pathlib.Path(folder) / WEIGHTS_FILE, tensors)
+    write_arrays(pathlib.Path(folder) / WEIGHTS_FILE, tensors, with_format(WEIGHTS_FILE, {}))
     return []
 
 
@@ -49,7 +50,8 @@ def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
     """Yields the float arrays of an HDF5 file as `Tensors`, named by their paths in the file.
 
     Raises:
-        UserError: the file cannot be read, is damaged, or stores an array in another file.
+        UserError: the file cannot be read, is damaged, or stores an array in another file; or a
+            newer kbert wrote it.
     """
     check_not_pointer(path)
     shapes, claimed = {}, 0
@@ -73,6 +75,9 @@ def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
         file = h5py.File(path, "r")
     with file:
         with _readable(path):
+            if os.path.basename(path) == WEIGHTS_FILE:
+                format = file.attrs.get("format")
+                check_format(path, format.tolist() if hasattr(format, "tolist") else format)
             file.visititems(visit)
         check_size(path, [path], claimed)
         yield Tensors(shapes, read)
@@ -95,12 +100,17 @@ def _readable(path):
         raise UserError(f"cannot read the weights {path}: {reason}.") from error
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    attributes: Mapping[str, object] = types.MappingProxyType({}),
+) -> None:
     """Writes or replaces an HDF5 file; `arrays` is a dict of path in the file -> array.
 
     Uses a Python file object, because HDF5's own file I/O crashes the process (a segmentation fault
     in `close`) if the disk is full.
     """
     with open(path, "wb+") as raw, h5py.File(raw, "w") as file:
+        file.attrs.update(attributes)
         for name in arrays:
             file[name] = arrays[name]
