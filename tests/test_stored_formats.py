@@ -103,7 +103,7 @@ def test_stored_runs_resume(program, run, stored):
     shutil.rmtree(stored / run / "final")
     command = [PYTHON, "-m", f"kbert.{program}", f"--flagfile={run}/run.flags"]
     done = subprocess.run(command, cwd=stored, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "starting from step 3 of" in done.stdout and "note:" not in done.stdout
     expected, found = (weights_of(root / run / "final") for root in (write.FOLDER, stored))
     before = weights_of(stored / run / "checkpoint/step_00000003")
