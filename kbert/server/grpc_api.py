@@ -67,7 +67,8 @@ class Servicer:
             with self._gate.passing(call):
                 if self._keys and not self._keys.accept(dict(context.invocation_metadata())):
                     raise RequestError("UNAUTHENTICATED", NO_KEY)
-                request = await self.service.in_turn(len(data), parse_request, name, data)
+                arguments = name, data, self.service.most_tokens
+                request = await self.service.in_turn(len(data), parse_request, *arguments)
                 call.model = _model_name(request)
                 return await getattr(self, name)(request, len(data))
         except RequestError as error:

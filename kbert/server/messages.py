@@ -5,15 +5,25 @@ in threads of its own, while Python would hold up all other requests. And the te
 are a list of entries, not a map: a map of 300,000 names takes seconds to parse.
 """
 
-import time
-
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError, Message
 from tensorflow_serving.apis import input_pb2, model_service_pb2, prediction_service_pb2
 
-from kbert.server.errors import LONG_BYTES, invalid
+from kbert.server.errors import invalid
 
+_NOT_PARSED = (
+    ".tensorflow.Example",
+    ".tensorflow.ResourceHandleProto",  # values of tensors, which no signature takes
+    ".tensorflow.VariantTensorDataProto",
+)
+# Method -> field of its request -> the same for the messages in it that can have many fields.
+_EXAMPLES = {2: {1: {}, 2: {}}}  # the input, and its two kinds of lists
+_LISTS = {
+    "Predict": {2: {2: {2: {}}}},  # the inputs, their values, and the shape of a value
+    **dict.fromkeys(("Classify", "Regress", "MultiInference"), _EXAMPLES),
+}
+_SIZES = {1: 8, 5: 4}  # wire type -> bytes of a value
 SERVICES = [
     service
     for module in (prediction_service_pb2, model_service_pb2)
@@ -29,7 +39,7 @@ def _add(pool: descriptor_pool.DescriptorPool, file: FileDescriptor) -> None:
     file.CopyToProto(proto)
     for message in proto.message_type:
         for field in message.field:
-            if field.type_name == ".tensorflow.Example":
+            if field.type_name in _NOT_PARSED:
                 field.type = field.TYPE_BYTES
                 field.ClearField("type_name")
         if message.name == "PredictRequest":
@@ -50,20 +60,63 @@ _INPUT = message_factory.GetMessageClass(
 )
 
 
-def parse_request(method: str, data: bytes) -> Message:
+def parse_request(method: str, data: bytes, most_values: int) -> Message:
     """Parses the request of a method, such as "Predict"; raises RequestError.
 
-    Parsing 4 MB of empty strings takes 0.04 s or more, in which no other thread runs Python. After
-    a long message, this thread therefore pauses for twice the time that parsing took.
+    Args:
+        most_values: maximum number of values, such as examples, or strings of a tensor.
     """
-    begin = time.perf_counter()
     try:
+        is_long = len(data) > 2 * most_values  # a value has at least two bytes
+        if is_long and _count(data, _LISTS.get(method, {}), most_values) > most_values:
+            raise invalid(
+                f"the request has more than {most_values:,} values, half of --max_queue_tokens; "
+                f"send fewer per request."
+            )
         return _REQUESTS[method].FromString(data)
-    except DecodeError:
+    except (DecodeError, IndexError):
         raise invalid("the request is not a valid message of this method.") from None
-    finally:
-        if len(data) > LONG_BYTES:
-            time.sleep(2 * (time.perf_counter() - begin))
+
+
+def _count(data, lists, most):
+    """Returns the number of fields of a message and of those in it, or a number above `most`.
+
+    Parsing 4 MB of empty strings takes 0.04 s or more, in which no other thread runs Python.
+    Counting is slower, but lets other threads run, and ends early.
+
+    Args:
+        data: serialized message. lists: a value of `_LISTS`.
+    """
+    position = count = 0
+    while position < len(data) and count <= most:
+        count += 1
+        key, position = data[position], position + 1
+        if key > 127:
+            key, position = _varint(data, position - 1)
+        kind = key & 7
+        if kind == 2 or not kind:
+            size, position = data[position], position + 1
+            if size > 127:
+                size, position = _varint(data, position - 1)
+            if kind:
+                if key >> 3 in lists:
+                    part = data[position : position + size]
+                    count += _count(part, lists[key >> 3], most - count)
+                position += size
+        else:
+            position += _SIZES.get(kind, 0)
+    return count
+
+
+def _varint(data, position):
+    """Returns the number at a position of a serialized message, and the position after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte, position = data[position], position + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise DecodeError("a number of more than ten bytes")
 
 
 def with_serialized_examples(value: "input_pb2.Input") -> Message:
