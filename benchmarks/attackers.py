@@ -60,33 +60,45 @@ def requests(texts):
 def grpc_requests(texts):
     """Returns a dict of kind -> (path of a method, bytes of a message). texts: list of str."""
     import tensorflow as tf
+    from tensorflow.core.framework import tensor_pb2
     from tensorflow_serving.apis import classification_pb2, predict_pb2
+
+    service = "/tensorflow.serving.PredictionService"
 
     def predict(name, tensor, signature="serving_default"):
         message = predict_pb2.PredictRequest(inputs={name: tensor})
         message.model_spec.name, message.model_spec.signature_name = "bert", signature
-        return "/tensorflow.serving.PredictionService/Predict", message.SerializeToString()
+        return f"{service}/Predict", message.SerializeToString()
+
+    def classify(example, count):
+        message = classification_pb2.ClassificationRequest()
+        message.model_spec.name, message.model_spec.signature_name = "bert", "classify"
+        message.input.example_list.examples.extend([example] * count)
+        return f"{service}/Classify", message.SerializeToString()
 
     words = " ".join(texts).split()
     rows = [" ".join(words[k : k + 126]) for k in range(2000)]
     long = [" ".join(words * 1000)[: 10**6]] * 3
     count = (MAX_BYTES - 1000) // 4  # int32
     numbers = tf.make_tensor_proto(np.ones((1, count), np.int32))
+    empty = [b""] * ((MAX_BYTES - 1000) // 2)
     expanded = tf.make_tensor_proto(1, tf.int32, (1, count))  # one value for the whole shape
-    classify = classification_pb2.ClassificationRequest()
-    classify.model_spec.name, classify.model_spec.signature_name = "bert", "classify"
     example = tf.train.Example()
     example.features.feature["text"].bytes_list.value.append(b"a")
-    classify.input.example_list.examples.extend([example] * 131_072)
+    named = predict_pb2.PredictRequest()
+    named.model_spec.name = "bert"
+    for number in range(300_000):
+        named.inputs[str(number)].SetInParent()
     return {
         "grpc_many": predict("text", tf.make_tensor_proto(rows)),
         "grpc_long": predict("text", tf.make_tensor_proto(long)),
         "grpc_numbers": predict("input_ids", numbers, "from_ids"),
         "grpc_expanded": predict("input_ids", expanded, "from_ids"),
-        "grpc_examples": (
-            "/tensorflow.serving.PredictionService/Classify",
-            classify.SerializeToString(),
-        ),
+        "grpc_strings": predict("text", tensor_pb2.TensorProto(dtype=7, string_val=empty)),
+        "grpc_names": (f"{service}/Predict", named.SerializeToString()),
+        "grpc_examples": classify(example, 131_072),
+        "grpc_accepted": classify(example, 60_000),
+        "grpc_empty": classify(tf.train.Example(), (MAX_BYTES - 1000) // 2),
     }
 
 

@@ -58,7 +58,11 @@ ATTACKS = {  # name -> kind of each attacker; see `benchmarks.attackers`
     "gRPC: 2,000 texts, or three of 1 MB": ["grpc_many", "grpc_long"] * 2,
     "gRPC: a million numbers": ["grpc_numbers"] * 4,
     "gRPC: one number, repeated a million times": ["grpc_expanded"] * 4,
+    "gRPC: 2 million empty strings": ["grpc_strings"] * 4,
+    "gRPC: 300,000 inputs": ["grpc_names"] * 4,
     "gRPC: 131,072 tf.Examples": ["grpc_examples"] * 4,
+    "gRPC: 60,000 tf.Examples": ["grpc_accepted"] * 4,
+    "gRPC: 2 million empty tf.Examples": ["grpc_empty"] * 4,
 }
 # Bytes that are not valid requests.
 NOT_REQUESTS = (

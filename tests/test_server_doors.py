@@ -34,7 +34,7 @@ from kbert.settings.serving import ServeConfig
 class Service:
     """Answers when `go_on` is set, with `size` zeros. ends: "done" or "given up" for each."""
 
-    most_examples, max_request_bytes = 10, 4 << 20
+    most_tokens, most_examples, max_request_bytes = 20, 10, 4 << 20
 
     def __init__(self, size=3):
         self.size, self.begun, self.ends, self.go_on = size, 0, [], asyncio.Event()
@@ -56,10 +56,10 @@ class Service:
         signature = types.SimpleNamespace(
             name="s", inputs={"x": tf.TensorSpec([None], tf.float32, "x")}
         )
-        return 1, types.SimpleNamespace(read=lambda signature, protos, most_bytes: {}), signature
+        return 1, types.SimpleNamespace(read=lambda *_: {}), signature
 
     def spec_of(self, spec, number):
-        return spec
+        return None
 
     async def predict(self, servable, signature, inputs, wanted=()):
         await self._wait()

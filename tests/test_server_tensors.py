@@ -11,6 +11,7 @@ from tensorflow_serving.apis import input_pb2
 
 from kbert.server import tensors
 from kbert.server.errors import RequestError
+from kbert.server.messages import with_serialized_examples
 
 
 def bytes_of(*texts):
@@ -158,25 +159,29 @@ def example(**features):
     return found
 
 
+def examples_of_input(asked, *limits, **more):
+    return tensors.examples_of_input(with_serialized_examples(asked), *limits, **more)
+
+
 def test_examples_of_an_input():
     asked = input_pb2.Input()
     with pytest.raises(RequestError, match="no examples"):
-        tensors.examples_of_input(asked, 2)
+        examples_of_input(asked, 2)
     asked.example_list.examples.add().CopyFrom(example(text=[b"a"]))
-    (found,) = tensors.examples_of_input(asked, 2)
+    (found,) = examples_of_input(asked, 2)
     assert tf.train.Example.FromString(found) == example(text=[b"a"])
     asked = input_pb2.Input()
     asked.example_list_with_context.context.CopyFrom(example(text=[b"q"]))
     for word in (b"a", b"b"):
         row = asked.example_list_with_context.examples.add()
         row.CopyFrom(example(text_pair=[word]))
-    found = [tf.train.Example.FromString(x) for x in tensors.examples_of_input(asked, 2)]
+    found = [tf.train.Example.FromString(x) for x in examples_of_input(asked, 2)]
     assert found == [example(text=[b"q"], text_pair=[word]) for word in (b"a", b"b")]
     with pytest.raises(RequestError, match="2 examples in one request; at most 1 are allowed"):
-        tensors.examples_of_input(asked, 1)
+        examples_of_input(asked, 1)
     asked.example_list_with_context.context.CopyFrom(example(text=[b"q" * 500]))
     with pytest.raises(RequestError, match=r"exceeds 1,000 bytes \(--max_request_bytes\)"):
-        tensors.examples_of_input(asked, 2, most_bytes=1000)
+        examples_of_input(asked, 2, most_bytes=1000)
 
 
 def test_examples_of_json():

@@ -18,7 +18,7 @@ import numpy as np
 from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import PARALLEL, on_gpu
 from kbert.inference.batch_runner import BATCH_TOKENS
-from kbert.server.errors import RequestError, invalid
+from kbert.server.errors import LONG_BYTES, RequestError, invalid
 from kbert.server.scheduler import Flow, Job, Scheduler, as_long
 from kbert.server.servable import Servable, Signature
 from kbert.server.tensors import Arrays
@@ -110,9 +110,9 @@ class Batcher:
         return self._batches.idle and self._texts.idle
 
     @property
-    def most_rows(self) -> int:
-        """The maximum number of texts in a request: each has at least [CLS] and [SEP]."""
-        return self._budget.most // 4
+    def most_tokens(self) -> int:
+        """The maximum number of tokens of a request."""
+        return self._budget.most // 2
 
     async def compute(
         self,
@@ -155,7 +155,7 @@ class Batcher:
         Args:
             size: bytes of the part.
         """
-        if size <= CHUNK_BYTES:
+        if size <= LONG_BYTES:
             return function(*arguments)
         with self._texts.open_flow() as texts:
             return await texts.call(function, *arguments, cost=size / BYTES_PER_TOKEN)

@@ -15,6 +15,7 @@ HTTP_STATUS = {  # gRPC status name -> HTTP status
     "INTERNAL": 500,
 }
 
+LONG_BYTES = 1 << 16  # longer parts of a request are parsed and converted in a thread
 NO_KEY = "an API key is required: send x-api-key: KEY or authorization: Bearer KEY."
 
 

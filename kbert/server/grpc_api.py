@@ -2,21 +2,17 @@
 
 import asyncio
 import contextlib
+import functools
+from collections.abc import Iterator
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
-    get_model_metadata_pb2,
-    get_model_status_pb2,
     inference_pb2,
     model_management_pb2,
-    model_service_pb2,
-    model_service_pb2_grpc,
     predict_pb2,
-    prediction_service_pb2,
-    prediction_service_pb2_grpc,
     regression_pb2,
 )
 
@@ -24,145 +20,136 @@ from kbert.server.credentials import ApiKeys, Certificates
 from kbert.server.errors import NO_KEY, RequestError, invalid
 from kbert.server.gate import Call, Gate
 from kbert.server.http_server import HANDSHAKE_S, address_of
+from kbert.server.messages import SERVICES, parse_request
 from kbert.server.metrics import Metrics
 from kbert.server.service import Service
 from kbert.server.tensors import examples_of_input, to_proto
 from kbert.settings.serving import ServeConfig
 
-_METHODS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress": "regress"}
-
-
-class _Answering(grpc.aio.ServerInterceptor):
-    """Checks keys, limits open requests, converts errors to gRPC status codes, counts requests."""
-
-    def __init__(self, gate, keys):
-        self._gate, self._keys = gate, keys
-
-    async def intercept_service(self, continuation, handler_call_details):
-        handler = await continuation(handler_call_details)
-        if not handler_call_details.method.startswith("/tensorflow.serving.") or not handler:
-            return handler
-        name = handler_call_details.method.rpartition("/")[2]
-
-        def decoded(message):
-            try:
-                return handler.request_deserializer(message)
-            except DecodeError:  # gRPC would report an internal error
-                return None
-
-        async def method(request, context):
-            return await self._counted(name, handler.unary_unary, request, context)
-
-        return grpc.unary_unary_rpc_method_handler(method, decoded, handler.response_serializer)
-
-    async def _counted(self, name, method, request, context):
-        try:
-            with self._gate.passing(Call(f"grpc_{name}", _model_name(request), context.peer())):
-                if self._keys and not self._keys.accept(dict(context.invocation_metadata())):
-                    raise RequestError("UNAUTHENTICATED", NO_KEY)
-                if request is None:
-                    raise invalid("the request is not a valid message of this method.")
-                return await method(request)
-        except RequestError as error:
-            await context.abort(grpc.StatusCode[error.code], str(error))
-
-
-def _model_name(request):
-    tasks = getattr(request, "tasks", None)
-    spec = getattr(request, "model_spec", None) or (tasks[0].model_spec if tasks else None)
-    return spec.name if spec else ""
+_METHODS = {  # of MultiInference -> kind, field of the result
+    "tensorflow/serving/classify": ("classify", "classification_result"),
+    "tensorflow/serving/regress": ("regress", "regression_result"),
+}
 
 
 class Servicer:
-    """All methods of PredictionService and ModelService, called by `_Answering`."""
+    """All methods of PredictionService and ModelService.
 
-    def __init__(self, service: Service, allow_reload: bool) -> None:
+    Each takes a request as in `kbert.server.messages` and its size in bytes.
+    """
+
+    def __init__(
+        self, service: Service, gate: Gate, keys: ApiKeys | None, allow_reload: bool
+    ) -> None:
         self.service: Service = service
+        self._gate, self._keys = gate, keys
         self._allow_reload = allow_reload  # clients may replace the configuration
 
-    async def Predict(self, request: "predict_pb2.PredictRequest") -> "predict_pb2.PredictResponse":
+    def handlers(self) -> Iterator[grpc.GenericRpcHandler]:
+        """Yields the handlers of the services, which take requests as bytes."""
+        for service in SERVICES:
+            methods = {
+                name: grpc.unary_unary_rpc_method_handler(
+                    functools.partial(self.answer, name),
+                    response_serializer=lambda message: message.SerializeToString(),
+                )
+                for name in service.methods_by_name
+                if hasattr(self, name)
+            }
+            yield grpc.method_handlers_generic_handler(service.full_name, methods)
+
+    async def answer(
+        self, name: str, data: bytes, context: "grpc.aio.ServicerContext[bytes, Message]"
+    ) -> Message:
+        """Checks the key, limits open requests, reports errors as status codes, counts requests."""
+        call = Call(f"grpc_{name}", peer=context.peer())
+        try:
+            with self._gate.passing(call):
+                if self._keys and not self._keys.accept(dict(context.invocation_metadata())):
+                    raise RequestError("UNAUTHENTICATED", NO_KEY)
+                arguments = name, data, self.service.most_tokens
+                request = await self.service.in_turn(len(data), parse_request, *arguments)
+                call.model = _model_name(request)
+                return await getattr(self, name)(request, len(data))
+        except RequestError as error:
+            await context.abort(grpc.StatusCode[error.code], str(error))
+
+    async def Predict(self, request: Message, size: int) -> Message:
         """Computes a signature on tensors."""
-        spec, output_names = request.model_spec, list(request.output_filter)
-        number, servable, signature = self.service.find(spec)
-        inputs = await self.service.in_turn(
-            request.ByteSize(),
-            *(servable.read, signature, request.inputs, self.service.max_request_bytes),
-        )
-        outputs = await self.service.predict(servable, signature, inputs, output_names)
-        answer = predict_pb2.PredictResponse(model_spec=self.service.spec_of(spec, number))
-        for name, array in outputs.items():
-            answer.outputs[name].CopyFrom(to_proto(array))
-        return answer
+        spec, service = request.model_spec, self.service
+        number, servable, signature = service.find(spec)
+        # With one too many of the tensors, `read` reports the wrong names.
+        entries = request.inputs[: len(signature.inputs) + 1]
+        protos = {entry.key: entry.value for entry in entries}
+        limits = service.max_request_bytes, service.most_tokens
+        inputs = await service.in_turn(size, servable.read, signature, protos, *limits)
+        outputs = await service.predict(servable, signature, inputs, request.output_filter)
+        answer = predict_pb2.PredictResponse(model_spec=service.spec_of(spec, number))
+        return await service.in_turn(_nbytes(*outputs.values()), _fill, answer, outputs)
 
-    async def Classify(
-        self, request: "classification_pb2.ClassificationRequest"
-    ) -> "classification_pb2.ClassificationResponse":
+    async def Classify(self, request: Message, size: int) -> Message:
         """Classifies tf.Examples."""
-        return await self._result("classify", request, classification_pb2.ClassificationResponse())
+        return await self._of_examples(
+            "classify", request, size, classification_pb2.ClassificationResponse
+        )
 
-    async def Regress(
-        self, request: "regression_pb2.RegressionRequest"
-    ) -> "regression_pb2.RegressionResponse":
+    async def Regress(self, request: Message, size: int) -> Message:
         """Computes a score for each tf.Example."""
-        return await self._result("regress", request, regression_pb2.RegressionResponse())
+        return await self._of_examples("regress", request, size, regression_pb2.RegressionResponse)
 
-    async def _result(self, kind, request, answer):
+    async def _of_examples(self, kind, request, size, answer_class):
         number, servable, signature = self.service.find(request.model_spec)
-        examples = await self._examples(request)
-        result = await getattr(self.service, kind)(servable, signature, examples)
-        answer.result.CopyFrom(result)
-        answer.model_spec.CopyFrom(self.service.spec_of(request.model_spec, number))
-        return answer
+        examples = await self._examples(request, size)
+        result = await self._result(kind, servable, signature, examples)
+        model_spec = self.service.spec_of(request.model_spec, number)
+        return answer_class(result=result, model_spec=model_spec)
 
-    async def _examples(self, request):
-        service = self.service
-        most = service.most_examples, service.max_request_bytes
-        return await service.in_turn(request.ByteSize(), examples_of_input, request.input, *most)
+    async def _examples(self, request, size):
+        limits = self.service.most_examples, self.service.max_request_bytes
+        return await self.service.in_turn(size, examples_of_input, request.input, *limits)
 
-    async def MultiInference(
-        self, request: "inference_pb2.MultiInferenceRequest"
-    ) -> "inference_pb2.MultiInferenceResponse":
+    async def _result(self, kind, servable, signature, examples):
+        """Returns a ClassificationResult or a RegressionResult."""
+        if kind == "classify":
+            arrays, fill = await self.service.classify(servable, signature, examples), _classified
+        else:
+            arrays, fill = [await self.service.regress(servable, signature, examples)], _regressed
+        return await self.service.in_turn(_nbytes(*arrays), fill, *arrays)
+
+    async def MultiInference(self, request: Message, size: int) -> Message:
         """Classifies and regresses the same tf.Examples with several signatures."""
-        examples = await self._examples(request)
+        examples = await self._examples(request, size)
         if not request.tasks:
             raise invalid("the request has no tasks.")
-        specs = [task.model_spec for task in request.tasks]
-        if len({spec.name for spec in specs}) > 1:
+        number, servable, _ = self.service.find(request.tasks[0].model_spec)
+        tasks = request.tasks[: len(servable.signatures) + 1]
+        if len({task.model_spec.name for task in tasks}) > 1:
             raise invalid("all tasks must use the same model.")
-        if len({spec.signature_name for spec in specs}) < len(specs):
+        if len({task.model_spec.signature_name for task in tasks}) < len(tasks):
             raise invalid("each task must use a different signature.")
-        number, servable, _ = self.service.find(specs[0])
         answer = inference_pb2.MultiInferenceResponse()
-        for task in request.tasks:
+        for task in tasks:
             if task.method_name not in _METHODS:
                 raise RequestError(
                     "UNIMPLEMENTED",
                     f"method_name must be {' or '.join(_METHODS)}; got {task.method_name!r}.",
                 )
-            kind = _METHODS[task.method_name]
+            kind, field = _METHODS[task.method_name]
             signature = servable.signature(task.model_spec.signature_name)
-            outcome = await getattr(self.service, kind)(servable, signature, examples)
-            result = answer.results.add()
-            result.model_spec.CopyFrom(self.service.spec_of(task.model_spec, number))
-            field = "classification_result" if kind == "classify" else "regression_result"
-            getattr(result, field).CopyFrom(outcome)
+            outcome = await self._result(kind, servable, signature, examples)
+            model_spec = self.service.spec_of(task.model_spec, number)
+            answer.results.add(model_spec=model_spec, **{field: outcome})
         return answer
 
-    async def GetModelMetadata(
-        self, request: "get_model_metadata_pb2.GetModelMetadataRequest"
-    ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
+    async def GetModelMetadata(self, request: Message, size: int) -> Message:
         """Returns the signatures of a model."""
         return self.service.metadata(request.model_spec, request.metadata_field)
 
-    async def GetModelStatus(
-        self, request: "get_model_status_pb2.GetModelStatusRequest"
-    ) -> "get_model_status_pb2.GetModelStatusResponse":
+    async def GetModelStatus(self, request: Message, size: int) -> Message:
         """Returns the state of each version of a model."""
         return self.service.status(request.model_spec)
 
-    async def HandleReloadConfigRequest(
-        self, request: "model_management_pb2.ReloadConfigRequest"
-    ) -> "model_management_pb2.ReloadConfigResponse":
+    async def HandleReloadConfigRequest(self, request: Message, size: int) -> Message:
         """Replaces the configuration of the models."""
         if not self._allow_reload:
             raise RequestError("PERMISSION_DENIED", "this server runs without --allow_reload.")
@@ -174,6 +161,38 @@ class Servicer:
         configuring.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieve
         await asyncio.shield(configuring)
         return model_management_pb2.ReloadConfigResponse()
+
+
+def _model_name(request):
+    tasks = getattr(request, "tasks", None)
+    spec = getattr(request, "model_spec", None) or (tasks[0].model_spec if tasks else None)
+    return spec.name if spec else ""
+
+
+def _nbytes(*arrays):
+    return sum(array.nbytes for array in arrays)
+
+
+def _fill(answer, outputs):
+    for name, array in outputs.items():
+        answer.outputs[name].CopyFrom(to_proto(array))
+    return answer
+
+
+def _classified(classes, scores):
+    result = classification_pb2.ClassificationResult()
+    for labels, row in zip(classes, scores, strict=True):
+        one = result.classifications.add()
+        for label, score in zip(labels, row.tolist(), strict=True):
+            one.classes.add(label=label.decode("utf-8", "replace"), score=score)
+    return result
+
+
+def _regressed(values):
+    result = regression_pb2.RegressionResult()
+    for value in values.tolist():
+        result.regressions.add(value=value)
+    return result
 
 
 class _Health(health.aio.HealthServicer):
@@ -219,13 +238,9 @@ def _enable_reflection(server):
     with contextlib.suppress(ImportError):
         from grpc_reflection.v1alpha import reflection
 
-        modules = health_pb2, model_service_pb2, prediction_service_pb2
-        services = [
-            service.full_name
-            for module in modules
-            for service in module.DESCRIPTOR.services_by_name.values()
-        ]
-        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
+        names = [service.full_name for service in SERVICES]
+        names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, server)
 
 
 class GrpcServer:
@@ -237,7 +252,6 @@ class GrpcServer:
         self, config: ServeConfig, service: Service, metrics: Metrics, keys: ApiKeys | None = None
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[_Answering(Gate(metrics, config.max_concurrent_requests), keys)],
             # Calls of health.Watch and of reflection stay open as long as a client wants, and are
             # not counted.
             maximum_concurrent_rpcs=2 * config.max_concurrent_requests,
@@ -254,10 +268,10 @@ class GrpcServer:
         )
         self._drain_seconds, self._health = config.drain_seconds, _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        servicer = Servicer(service, config.reload_allowed)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, self._server)
-        if not keys:  # `_Answering` checks only the keys of TensorFlow Serving's methods
+        gate = Gate(metrics, config.max_concurrent_requests)
+        servicer = Servicer(service, gate, keys, config.reload_allowed)
+        self._server.add_generic_rpc_handlers(tuple(servicer.handlers()))
+        if not keys:  # `Servicer` checks only the keys of TensorFlow Serving's methods
             _enable_reflection(self._server)
         self._reservation: asyncio.Server | None = None
 

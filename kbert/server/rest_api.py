@@ -146,12 +146,13 @@ class RestApi:
         most = self._service.most_examples, self._config.max_request_bytes
         examples = await self._service.in_turn(size, _examples, values, *most)
         del values
-        outputs = await getattr(self._service, what)(servable, signature, examples)
         if what == "classify":
-            rows = [[[c.label, c.score] for c in one.classes] for one in outputs.classifications]
+            outputs = await self._service.classify(servable, signature, examples)
         else:
-            rows = [one.value for one in outputs.regressions]
-        return as_json(200, {"results": rows})
+            outputs = [await self._service.regress(servable, signature, examples)]
+        size = _NUMBER_BYTES * sum(array.size for array in outputs)
+        text = await self._service.in_turn(size, _results_text, *outputs)
+        return web.Response(body=text, content_type="application/json")
 
     async def _values(self, request: web.Request) -> tuple[dict[str, Any], int]:
         """Returns the JSON object in a body, and the size of the body in bytes."""
@@ -278,6 +279,13 @@ def _rows_text(outputs):
     columns = [_row_texts(name, array) for name, array in outputs.items()]
     rows = [_json_object(names, row) for row in zip(*columns, strict=True)]
     return f'{{"predictions": [{", ".join(rows)}]}}'.encode()
+
+
+def _results_text(*columns):
+    """Serializes classes and scores, or the values of a regression, as {"results": [...]}."""
+    rows = [[to_json("", x[i : i + 1])[0] for x in columns] for i in range(len(columns[0]))]
+    texts = [json.dumps(list(zip(*row, strict=True)) if len(row) > 1 else row[0]) for row in rows]
+    return f'{{"results": [{", ".join(texts)}]}}'.encode()
 
 
 def _json_object(names: Iterable[str], texts: Sequence[str]) -> str:

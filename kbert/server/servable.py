@@ -19,6 +19,7 @@ from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import choose_backend
 from kbert.server.errors import RequestError, invalid
+from kbert.server.messages import with_serialized_examples
 from kbert.server.openvino_functions import openvino_functions
 from kbert.server.tensors import MAX_BYTES, Arrays, check_shape, examples_of_input, from_protos
 from kbert.serving.saved_model import load_exported
@@ -161,14 +162,17 @@ class Servable:
         signature: Signature,
         protos: "Mapping[str, tensor_pb2.TensorProto]",
         most_bytes: int = MAX_BYTES,
+        most_tokens: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Converts a map of TensorProtos to a dict of input arrays of a Signature.
 
         Args:
             most_bytes: maximum size of the values that tensors repeat instead of sending them.
+            most_tokens: maximum number of tokens in a request to an export of kbert.
         """
         _check_names(signature, protos)
-        return from_protos(protos, signature.inputs, most_bytes)
+        most_values = most_tokens if self.metadata else None  # a text has more than one token
+        return from_protos(protos, signature.inputs, most_bytes, most_values)
 
     def check(self, signature: Signature, inputs: Arrays) -> int | None:
         """Checks the inputs of a Signature; returns the number of rows, None if they differ."""
@@ -222,7 +226,8 @@ class Servable:
             if kind == "predict_log":
                 inputs = self.read(signature, request.inputs)
             else:
-                inputs = {"inputs": examples_of_input(request.input, MAX_WARMUPS)}
+                examples = with_serialized_examples(request.input)
+                inputs = {"inputs": examples_of_input(examples, MAX_WARMUPS)}
             self.check(signature, inputs)
             self._run(signature, inputs)
             count += 1

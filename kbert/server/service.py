@@ -5,12 +5,9 @@ from typing import Any
 
 import numpy as np
 from tensorflow_serving.apis import (
-    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_pb2,
-    predict_pb2,
-    regression_pb2,
 )
 
 from kbert.server.batching import Batcher
@@ -34,9 +31,14 @@ class Service:
         self.in_turn: Callable[..., Awaitable[Any]] = batcher.in_turn
 
     @property
+    def most_tokens(self) -> int:
+        """The maximum number of tokens of a request."""
+        return self._batcher.most_tokens
+
+    @property
     def most_examples(self) -> int:
-        """The maximum number of examples in a request."""
-        return self._batcher.most_rows
+        """The maximum number of examples in a request: each has at least [CLS] and [SEP]."""
+        return self.most_tokens // 2
 
     def find(self, spec: "model_pb2.ModelSpec") -> tuple[int, Servable, Signature]:
         """Returns the (number, Servable, Signature) that a ModelSpec selects; see `Models.find`."""
@@ -57,6 +59,11 @@ class Service:
             output_names: names of the outputs to return; empty for all.
             report_tokens: see `Batcher.compute`.
         """
+        if len(output_names) > len(signature.outputs):
+            raise invalid(
+                f"{len(output_names):,} outputs are requested; signature {signature.name} has "
+                f"{len(signature.outputs)}."
+            )
         unknown = [name for name in output_names if name not in signature.outputs]
         if unknown:
             raise invalid(
@@ -64,12 +71,12 @@ class Service:
                 f"{', '.join(sorted(signature.outputs))}."
             )
         outputs = await self._batcher.compute(servable, signature, inputs, report_tokens)
-        return {name: outputs[name] for name in (output_names or sorted(outputs))}
+        return {name: outputs[name] for name in output_names or sorted(outputs)}
 
     async def classify(
         self, servable: Servable, signature: Signature, examples: np.ndarray
-    ) -> "classification_pb2.ClassificationResult":
-        """Returns the ClassificationResult of (B,) serialized tf.Examples."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the classes (bytes) and scores of (B,) serialized tf.Examples, (B, C) each."""
         names = ("classes", "scores")
         outputs = await self._of_examples(servable, signature, examples, names, "classify")
         shapes = {array.shape for array in outputs.values()}
@@ -78,25 +85,16 @@ class Service:
                 f"signature {signature.name} must return classes and scores of shape (B, C)."
             )
         classes = outputs.get("classes", np.full(shape, b"", object))
-        scores = outputs.get("scores", np.zeros(shape, np.float32))
-        result = classification_pb2.ClassificationResult()
-        for row, values in zip(classes, scores, strict=True):
-            one = result.classifications.add()
-            for label, score in zip(row, values, strict=True):
-                one.classes.add(label=label.decode("utf-8", "replace"), score=score)
-        return result
+        return classes, outputs.get("scores", np.zeros(shape, np.float32))
 
     async def regress(
         self, servable: Servable, signature: Signature, examples: np.ndarray
-    ) -> "regression_pb2.RegressionResult":
-        """Returns the RegressionResult of (B,) serialized tf.Examples; see `classify`."""
+    ) -> np.ndarray:
+        """Returns the values of (B,) serialized tf.Examples, (B,)."""
         outputs = await self._of_examples(servable, signature, examples, ("outputs",), "regress")
         if outputs["outputs"].size != len(examples):
             raise invalid(f"signature {signature.name} must return outputs of shape (B,).")
-        result = regression_pb2.RegressionResult()
-        for value in outputs["outputs"].ravel():
-            result.regressions.add(value=value)
-        return result
+        return outputs["outputs"].ravel()
 
     async def _of_examples(self, servable, signature, examples, names, what):
         output_names = [name for name in names if name in signature.outputs]
@@ -110,17 +108,17 @@ class Service:
 
     def spec_of(self, spec: "model_pb2.ModelSpec", number: int) -> "model_pb2.ModelSpec":
         """Returns the ModelSpec for the response to a request with ModelSpec `spec`."""
-        answer = predict_pb2.PredictRequest().model_spec
-        answer.name, answer.version.value = spec.name, number
-        answer.signature_name = spec.signature_name or DEFAULT_SIGNATURE
+        name = spec.signature_name or DEFAULT_SIGNATURE
+        answer = model_pb2.ModelSpec(name=spec.name, signature_name=name)
+        answer.version.value = number
         return answer
 
     def metadata(
-        self, spec: "model_pb2.ModelSpec", fields: Sequence[str] = (STATUS_FIELD,)
+        self, spec: "model_pb2.ModelSpec", fields: Sequence[str] = [STATUS_FIELD]
     ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
         """Returns the GetModelMetadataResponse of a ModelSpec."""
-        if list(fields) != [STATUS_FIELD]:
-            raise invalid(f"metadata_field must be {STATUS_FIELD!r}; got {list(fields)}.")
+        if fields[:2] != [STATUS_FIELD]:
+            raise invalid(f"metadata_field must be {STATUS_FIELD!r}; got {list(fields[:9])}.")
         number, servable = self.models.find(spec)
         definitions = get_model_metadata_pb2.SignatureDefMap()
         for name, definition in servable.definitions.items():

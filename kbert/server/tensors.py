@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import Message
 from tensorflow.core.framework import tensor_pb2
-from tensorflow_serving.apis import input_pb2
 
 from kbert.fields import is_text
 from kbert.server.errors import invalid
 
 Arrays = Mapping[str, np.ndarray]
 MAX_BYTES = 4 << 20  # maximum size of a request, by default
+MAX_RANK = 254  # of a tensor in TensorFlow
 _CHUNK = 1 << 14  # numbers that are converted at once; other threads can run in between
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 100, 100
@@ -33,28 +34,35 @@ def from_protos(
     protos: "Mapping[str, tensor_pb2.TensorProto]",
     specs: Mapping[str, tf.TensorSpec],
     most_bytes: int = MAX_BYTES,
+    most_values: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Converts the TensorProtos of a request to arrays; strings become object arrays of bytes.
 
     Args:
         protos: dict of name -> TensorProto. specs: tf.TensorSpec of each name.
         most_bytes: maximum size of the values that a tensor repeats instead of sending them.
+        most_values: maximum number of values of a tensor.
     """
-    size = 0
-    for name, spec in specs.items():
-        _check_proto(name, protos[name], spec)
-        size += _repeated_bytes(protos[name])
+    shapes = {name: _checked_shape(name, protos[name], spec) for name, spec in specs.items()}
+    size = sum(_repeated_bytes(name, protos[name], sizes) for name, sizes in shapes.items())
     if size > most_bytes:
         raise invalid(
             f"{', '.join(specs)}: the shapes claim to have more elements than were sent; repeating "
             f"the last one takes {size:,} bytes, and at most {most_bytes:,} are allowed "
             f"(--max_request_bytes)."
         )
+    for name, sizes in shapes.items():
+        if most_values and math.prod(sizes) > most_values:
+            raise invalid(
+                f"input {name} has {math.prod(sizes):,} values; at most {most_values:,} are "
+                f"allowed, half of --max_queue_tokens. Send fewer per request."
+            )
     return {name: _array(name, protos[name]) for name in specs}
 
 
-def _check_proto(name, proto, spec):
-    sizes = [axis.size for axis in proto.tensor_shape.dim]
+def _checked_shape(name, proto, spec):
+    """Returns the shape of a TensorProto, a list of int, or raises RequestError."""
+    sizes = [axis.size for axis in proto.tensor_shape.dim[:MAX_RANK]]
     if proto.dtype != spec.dtype.as_datatype_enum:
         try:
             got = tf.as_dtype(proto.dtype).name
@@ -64,14 +72,17 @@ def _check_proto(name, proto, spec):
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
         raise invalid(f"input {name} must have a fully defined shape.")
     check_shape(name, sizes, spec)
+    return sizes
 
 
-def _repeated_bytes(proto: "tensor_pb2.TensorProto") -> int:
+def _repeated_bytes(name, proto, sizes):
     """Returns the size of the elements that repeat a tensor's last value; 0 if there are none."""
     if proto.tensor_content:
         return 0
     sent = sum(len(values) for field, values in proto.ListFields() if field.name.endswith("_val"))
-    missing = max(math.prod(axis.size for axis in proto.tensor_shape.dim) - sent, 0)
+    if sent > 2 * math.prod(sizes):  # a complex number is two values
+        raise invalid(f"input {name} is not a tensor of the shape {sizes}: got {sent:,} values.")
+    missing = max(math.prod(sizes) - sent, 0)
     if proto.dtype != tf.string.as_datatype_enum:
         return missing * tf.as_dtype(proto.dtype).size
     return missing * (8 + len(proto.string_val[-1] if sent else b""))
@@ -190,25 +201,19 @@ def to_json(name: str, array: np.ndarray) -> object:
     return np.array(flat, object).reshape(array.shape).tolist()
 
 
-def examples_of_input(
-    request: "input_pb2.Input", most: int, most_bytes: int = MAX_BYTES
-) -> np.ndarray:
+def examples_of_input(request: Message, most: int, most_bytes: int = MAX_BYTES) -> np.ndarray:
     """Returns the serialized tf.Examples, (B,), in an Input of the Classify and Regress APIs.
 
     Args:
+        request: Input with serialized examples; see `kbert.server.messages`.
         most: maximum number of examples. most_bytes: maximum size of the context's copies.
     """
     kind = request.WhichOneof("kind")
     examples = getattr(request, kind).examples if kind else []
     context = request.example_list_with_context.context  # empty for other kinds of input
-    check_examples(len(examples), most, context.SerializeToString(), most_bytes)
-    result = []
-    for example in examples:
-        whole = tf.train.Example()
-        whole.MergeFrom(context)
-        whole.MergeFrom(example)
-        result.append(whole.SerializeToString())
-    return np.array(result, object)
+    check_examples(len(examples), most, context, most_bytes)
+    # Two messages, one after the other, are the message with the fields of both.
+    return np.array([context + example for example in examples], object)
 
 
 def check_examples(count: int, most: int, context: bytes, most_bytes: int = MAX_BYTES) -> None:

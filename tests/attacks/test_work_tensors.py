@@ -54,6 +54,25 @@ def test_the_tensors_of_a_request_count_together():
         read(protos, 7999)
 
 
+def test_more_values_than_a_tensor_has_are_rejected_before_they_are_read():
+    proto = proto_of(tf.int32, [3], int_val=[7] * 10)
+    with pytest.raises(RequestError, match=r"tensor of the shape \[3\]: got 10 values"):
+        read({"x": proto}, 4_000_000)
+    proto = proto_of(tf.complex64, [2], scomplex_val=[1, 2, 3, 4])
+    assert read({"x": proto}, 0)["x"].tolist() == [1 + 2j, 3 + 4j]
+
+
+def test_more_values_than_a_request_may_have_tokens():
+    """Exports of kbert: each id is a token, and each text has at least two."""
+    protos = {"x": proto_of(tf.string, [3, 2], string_val=[b"a"] * 6)}
+    specs = {"x": tf.TensorSpec([None, None], tf.string)}
+    assert from_protos(protos, specs, 0, 6)["x"].shape == (3, 2)
+    message = "input x has 6 values; at most 5 are allowed, half of --max_queue_tokens"
+    with pytest.raises(RequestError, match=message) as error:
+        from_protos(protos, specs, 0, 5)
+    assert error.value.code == "INVALID_ARGUMENT"
+
+
 def test_values_that_are_sent_are_not_counted():
     array = np.arange(6000, dtype=np.int32).reshape(2, 3000)
     whole = tf.make_tensor_proto(array)

@@ -7,7 +7,6 @@ import types
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
     classification_pb2,
     inference_pb2,
@@ -21,7 +20,7 @@ from kbert.server.demo import Demo
 from kbert.server.embeddings import Embeddings
 from kbert.server.errors import RequestError
 from kbert.server.gate import Gate
-from kbert.server.grpc_api import Servicer, _Answering
+from kbert.server.grpc_api import Servicer
 from kbert.server.models import Models, Version, read_configs
 from kbert.server.rest_api import RestApi
 from kbert.server.servable import Servable, Signature
@@ -64,7 +63,7 @@ def _signatures():
 class _Batcher:
     """Checks requests as the real one does, and answers without a model."""
 
-    most_rows = 64
+    most_tokens = 128
 
     async def in_turn(self, size, function, *arguments):
         return function(*arguments)
@@ -223,13 +222,8 @@ def _grpc_seeds():
 @reads(_grpc_seeds)
 def grpc(data):
     name = list(_REQUESTS)[data[0] % len(_REQUESTS) if data else 0]
-    try:
-        request = _REQUESTS[name].FromString(data[1:])
-    except DecodeError:
-        request = None  # as the server's interceptor has it
-    method = getattr(Servicer(_service(), allow_reload=False), name)
-    answer = _Answering(Gate(_METRICS, 9), None)._counted(name, method, request, _Context())
-    _loop().run_until_complete(answer)
+    servicer = Servicer(_service(), Gate(_METRICS, 9), None, allow_reload=False)
+    _loop().run_until_complete(servicer.answer(name, data[1:], _Context()))
 
 
 MODELS_CONFIG = b"""\

@@ -137,6 +137,10 @@ def test_bad_requests_by_grpc(server):
     refused("INVALID_ARGUMENT", "use a different signature", server.ask, "MultiInference", request)
     request.tasks[1].model_spec.name = "pair"
     refused("INVALID_ARGUMENT", "use the same model", server.ask, "MultiInference", request)
+    request = predict_request("tags", {"text": ["a"]})
+    request.output_filter.extend(["count"] * 99)
+    message = "99 outputs are requested; signature serving_default has"
+    refused("INVALID_ARGUMENT", message, server.ask, "Predict", request)
     features = {"input_ids": [[9_000_000]], "attention_mask": [[1]], "token_type_ids": [[0]]}
     bad("INVALID_ARGUMENT", "input_ids must be 0 to 25", "classify", features, "from_ids")
     choices = {"text": ["a"], "choices": [["b"] * 129]}
@@ -147,6 +151,9 @@ def test_bad_requests_by_grpc(server):
     refused(
         "INVALID_ARGUMENT", "not a valid message of this method", known, b"\xff\xff\xff garbage"
     )
+    classify = server.channel.unary_unary("/tensorflow.serving.PredictionService/Classify")
+    spec, no_example = b"\n\x10\n\x04pair\x1a\x08classify", b"\x12\x05\n\x03\n\x01?"
+    refused("INVALID_ARGUMENT", "Could not parse", classify, spec + no_example)
     assert server.get("/healthz")[0] == 200
 
 
