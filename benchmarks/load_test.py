@@ -30,6 +30,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import data
+from benchmarks.flops import model_of
 from benchmarks.infer import TINY, save_model
 from benchmarks.report import machine
 from benchmarks.serve import ServerSetup, write_texts
@@ -228,7 +229,7 @@ def main(_):
     from kbert.serving.saved_model import load_endpoint, save_endpoint
 
     with tempfile.TemporaryDirectory() as folder:
-        save_model(TINY, f"{folder}/weights")
+        save_model(TINY if FLAGS.quick else model_of(2, 128), f"{folder}/weights")
         texts, path = write_texts(f"{folder}/texts.json", data.mixed_lengths(256))
         base = pathlib.Path(folder) / "bert"
         weights = f"{folder}/weights/kbert"
