@@ -217,7 +217,7 @@ def test_the_graph_of_tensorflow_is_constant_and_fused(dtype):
     log = tf.compat.v1.RunMetadata()
     options = tf.compat.v1.RunOptions(output_partition_graphs=True)
     feed = {inputs[name]: features[name] for name in inputs}
-    found = backends.inference_session(graph).run(outputs, feed, options, log)["x"]
+    found = backends._inference_session(graph).run(outputs, feed, options, log)["x"]
     expected = model(features)["last_hidden_state"]
     atol = 1e-5 if dtype == "float32" else 0.1  # a few roundings to 8 bits of values near 2
     np.testing.assert_allclose(*(np.float32(x) for x in (found, expected)), atol=atol)

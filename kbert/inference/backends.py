@@ -155,7 +155,7 @@ def frozen_graph(
         return inputs, {name: tf.identity(x) for name, x in function(inputs).items()}
 
 
-def inference_session(graph: tf.Graph) -> tf.compat.v1.Session:
+def _inference_session(graph: tf.Graph) -> tf.compat.v1.Session:
     """Returns a Session that fuses ops, for a graph in which weights are constants."""
     config = tf.compat.v1.ConfigProto()
     rewrites = config.graph_options.rewrite_options
@@ -174,7 +174,7 @@ def _tensorflow(function, features, model):
         return keras_backend(function, features, jit=True)
     with constant_weights():
         inputs, outputs = frozen_graph(function, features, model, model.compute_dtype)
-    session = inference_session(inputs["input_ids"].graph)
+    session = _inference_session(inputs["input_ids"].graph)
 
     def compute(features):
         return session.run(outputs, {inputs[name]: features[name] for name in inputs})

@@ -6,7 +6,7 @@ are a list of entries, not a map: a map of 300,000 names takes seconds to parse.
 """
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from tensorflow_serving.apis import input_pb2, model_service_pb2, prediction_service_pb2
 
@@ -24,7 +24,7 @@ _LISTS = {
     **dict.fromkeys(("Classify", "Regress", "MultiInference"), _EXAMPLES),
 }
 _SIZES = {1: 8, 5: 4}  # wire type -> bytes of a value
-SERVICES = [
+SERVICES: list[ServiceDescriptor] = [
     service
     for module in (prediction_service_pb2, model_service_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
