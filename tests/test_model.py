@@ -436,11 +436,11 @@ def test_folders_that_do_not_fit(tmp_path):
         file["x"] = np.zeros(3)
     with pytest.raises(UserError, match=r"has 2 layers, but there are only 1 tensors"):
         BertModel.from_pretrained(tmp_path)
-    (tmp_path / "weights.h5").write_bytes(b"not HDF5")
-    with pytest.raises(UserError, match=r"cannot read the weights .*weights.h5"):
-        BertModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"cannot read the config .*config.json: No such file"):
+        BertModel.from_pretrained(tmp_path)
+    (tmp_path / "weights.h5").write_bytes(b"not HDF5")
+    with pytest.raises(UserError, match=r"cannot read the weights .*weights.h5"):
         BertModel.from_pretrained(tmp_path)
 
 
