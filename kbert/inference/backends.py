@@ -164,7 +164,7 @@ def _inference_session(graph: tf.Graph) -> tf.compat.v1.Session:
         setattr(rewrites, name, rewrites.OFF)
     rewrites.memory_optimization = rewrites.NO_MEM_OPT
     rewrites.meta_optimizer_iterations = rewrites.ONE
-    # The default infers no shapes from those of the inputs, and some ops are fused only by shape.
+    # By default, Grappler does not use the shapes of the inputs, which some fusions require.
     rewrites.remapping = rewrites.AGGRESSIVE
     return tf.compat.v1.Session(graph=graph, config=config)
 

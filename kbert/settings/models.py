@@ -231,7 +231,7 @@ class MineConfig(ColumnConfig):
     num_negatives: int = common(3, "negatives of each pair", at_least=1)
     top_k: int = common(
         100,
-        "number of nearest texts to choose negatives from, with those of --skip_top",
+        "number of nearest texts to choose negatives from, including --skip_top",
         at_least=1,
     )
     skip_top: int = common(
